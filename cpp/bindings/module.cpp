@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module: positional, without defaults. Python allocates, this passes views on with the GIL released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+
+#include "bindings/array_view.hpp"
+#include "core/device.hpp"
+#include "core/dispatch.hpp"
+#include "core/parallel.hpp"
+#include "ops/adjust.hpp"
+#include "ops/mask.hpp"
+#include "ops/matmul.hpp"
+#include "ops/prune.hpp"
+#include "ops/sddmm.hpp"
+#include "ops/stats.hpp"
+
+namespace gossamer::bindings {
+namespace {
+
+using OptionalArray = std::optional<py::array>;
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    PyObject* type = PyExc_RuntimeError;
+    if (error.status() == GOSSAMER_ERROR_TYPE) type = PyExc_TypeError;
+    if (error.status() == GOSSAMER_ERROR_VALUE) type = PyExc_ValueError;
+    if (error.status() == GOSSAMER_ERROR_MEMORY) type = PyExc_MemoryError;
+    if (error.status() == GOSSAMER_ERROR_NOT_IMPLEMENTED) type = PyExc_NotImplementedError;
+    PyErr_SetString(type, error.what());
+  } catch (const std::length_error&) {  // a vector larger than the address space
+    PyErr_SetString(PyExc_MemoryError, "gossamer: out of memory");
+  }
+}
+
+std::int64_t mask_bytes(const Array& array) { return array.rows() * row_bytes(array.cols()); }
+
+ScoreSource make_source(const char* function, const std::string& method, const py::array& weights,
+                        const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index) {
+  ScoreSource source;
+  source.method = method.empty() ? nullptr : &find_method(function, method.c_str());
+  source.weights = view(function, source.method == nullptr ? "scores" : "weights", weights);
+  if (source.method != nullptr && source.method->uses_aux) {
+    if (!aux) value_error(format("%s: %s needs an input that is missing", function, method.c_str()));
+    source.aux = view(function, source.method->needs == Needs::weights_and_norm ? "stats" : "grads", *aux);
+  }
+  source.seed = seed;
+  source.first_index = first_index;
+  return source;
+}
+
+using Arrays = std::vector<py::array>;
+using OptionalArrays = std::vector<OptionalArray>;
+
+void check_lists(std::size_t count, std::initializer_list<std::size_t> others) {
+  for (std::size_t other : others)
+    if (other != count) value_error("_core: lists must have one entry a tensor");
+}
+
+void bind_score(const std::string& method, const Arrays& weights, const OptionalArrays& aux, std::uint64_t seed,
+                const Arrays& outs) {
+  check_lists(weights.size(), {aux.size(), outs.size()});
+  std::vector<ScoreSource> sources;
+  std::vector<Array> to, read_weights, read_aux;
+  std::int64_t index = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    sources.push_back(make_source("score", method, weights[i], aux[i], seed, index));
+    const ScoreSource& s = sources.back();
+    index += s.weights.size();
+    to.push_back(writable_view("score", "out", outs[i]));
+    read_weights.push_back(s.weights);
+    read_aux.push_back(s.method != nullptr && s.method->uses_aux ? s.aux : s.weights);
+    const Array own[] = {read_weights.back(), read_aux.back()};
+    check_source("score", "", s);
+    check_out("score", to.back(), s.rows(), s.cols(), s.dtype(), own);
+  }
+  check_outs_apart("score", to, read_weights);
+  check_outs_apart("score", to, read_aux);
+  py::gil_scoped_release release;
+  for (std::size_t i = 0; i < sources.size(); ++i) score(sources[i], to[i]);
+}
+
+// One mask [rows * ceil(cols / 8)] a tensor is filled; `outs` is empty (select only) or has one array a tensor (prune).
+std::vector<std::int64_t> bind_select(const std::string& function, const std::vector<std::string>& names,
+                                      const Arrays& weights, const std::string& method, const OptionalArrays& aux,
+                                      std::uint64_t seed, const OptionalArrays& priors, const Arrays& masks,
+                                      const Arrays& outs, std::optional<double> sparsity,
+                                      std::optional<std::int64_t> nnz, std::optional<double> threshold,
+                                      const std::string& pattern, const std::string& group, double min_density,
+                                      const std::string& nan) {
+  const char* f = function.c_str();
+  Selection how;
+  how.sparsity = sparsity;
+  how.nnz = nnz;
+  how.threshold = threshold;
+  how.pattern = parse_pattern(f, pattern);
+  how.group = parse_group(f, group);
+  how.min_density = min_density;
+  how.nan = parse_nan(f, nan);
+  const std::size_t count = weights.size();
+  check_lists(count, {names.size(), aux.size(), priors.size(), masks.size(), outs.empty() ? count : outs.size()});
+  std::vector<SelectTensor> tensors(count);
+  std::vector<Array> to;
+  std::int64_t index = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    SelectTensor& t = tensors[i];
+    t.name = names[i];
+    t.source = make_source(f, method, weights[i], aux[i], seed, index);
+    index += t.source.weights.size();
+    const std::int64_t bytes = mask_bytes(t.source.weights);
+    t.mask = buffer<std::uint8_t>("mask", masks[i], bytes, true);
+    if (priors[i]) t.prior = buffer<std::uint8_t>("prior", *priors[i], bytes, false);
+    if (!outs.empty()) to.push_back(writable_view(f, "out", outs[i]));
+  }
+  {
+    py::gil_scoped_release release;
+    outs.empty() ? select(f, tensors, how) : prune(f, tensors, how, to);
+  }
+  std::vector<std::int64_t> kept;
+  for (const SelectTensor& t : tensors) kept.push_back(t.nnz);
+  return kept;
+}
+
+void bind_apply_mask(const Arrays& weights, const Arrays& masks, const Arrays& outs) {
+  check_lists(weights.size(), {masks.size(), outs.size()});
+  std::vector<Array> from, to;
+  std::vector<const std::uint8_t*> bits;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    from.push_back(view("apply_mask", "weights", weights[i]));
+    to.push_back(writable_view("apply_mask", "out", outs[i]));
+    const Array& w = from.back();
+    bits.push_back(buffer<std::uint8_t>("mask", masks[i], mask_bytes(w), false));
+    check_out("apply_mask", to.back(), w.rows(), w.cols(), w.dtype(), {&w, 1});
+  }
+  check_outs_apart("apply_mask", to, from);
+  py::gil_scoped_release release;
+  for (std::size_t i = 0; i < from.size(); ++i) apply_mask(from[i], bits[i], to[i]);
+}
+
+void bind_adjust(const std::vector<std::string>& names, const Arrays& weights, const Arrays& scores, double rate,
+                 const std::string& rule, const Arrays& outs) {
+  check_lists(weights.size(), {names.size(), scores.size(), outs.size()});
+  std::vector<AdjustTensor> tensors;
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    tensors.push_back({names[i], view("adjust", "weights", weights[i]), view("adjust", "scores", scores[i]),
+                       writable_view("adjust", "out", outs[i])});
+  py::gil_scoped_release release;
+  adjust("adjust", tensors, rate, rule);
+}
+
+void bind_nonzero_mask(const std::string& function, const py::array& weights, const py::array& mask) {
+  const Array w = view(function.c_str(), "w", weights);
+  std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), true);
+  py::gil_scoped_release release;
+  nonzero_mask(w, bits);
+}
+
+void bind_pack(const py::array& bytes, std::int64_t rows, std::int64_t cols, const py::array& mask) {
+  const std::uint8_t* from = buffer<std::uint8_t>("bytes", bytes, rows * cols, false);
+  std::uint8_t* to = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), true);
+  py::gil_scoped_release release;
+  pack_bits(from, rows, cols, to);
+}
+
+void bind_unpack(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& bytes) {
+  const std::uint8_t* from = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  std::uint8_t* to = buffer<std::uint8_t>("bytes", bytes, rows * cols, true);
+  py::gil_scoped_release release;
+  unpack_bits(from, rows, cols, to);
+}
+
+std::int64_t bind_count(const py::array& mask, std::int64_t rows, std::int64_t cols) {
+  return count_mask(buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false), rows, cols);
+}
+
+bool bind_padding_is_zero(const py::array& mask, std::int64_t rows, std::int64_t cols) {
+  return padding_is_zero(buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false), rows, cols);
+}
+
+void bind_indices(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indices) {
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  std::int64_t* to = buffer<std::int64_t>("indices", indices, count_mask(bits, rows, cols), true);
+  mask_indices(bits, rows, cols, to);
+}
+
+void bind_add_squares(const py::array& x, double decay, const py::array& sums) {
+  const Array a = view("Stats.update", "x", x);
+  double* to = buffer<double>("sums", sums, a.cols(), true);
+  py::gil_scoped_release release;
+  add_squares(a, decay, to);
+}
+
+void bind_subtract_products(const py::array& weights, const py::array& grads, double decay, const py::array& sums) {
+  const Array w = view("Stats.update", "weights", weights), g = view("Stats.update", "grads", grads);
+  if (g.rows() != w.rows() || g.cols() != w.cols()) value_error("Stats.update: grads must have the shape of weights");
+  double* to = buffer<double>("sums", sums, w.size(), true);
+  py::gil_scoped_release release;
+  subtract_products(w, g, decay, to);
+}
+
+// --- CSR -------------------------------------------------------------------------------------------------------------
+
+CsrPattern make_pattern(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices) {
+  CsrPattern p{rows, cols, buffer<std::int64_t>("indptr", indptr, rows + 1, false), nullptr, indices.itemsize() == 8};
+  p.indices = p.wide ? static_cast<const void*>(buffer<std::int64_t>("indices", indices, indices.size(), false))
+                     : static_cast<const void*>(buffer<std::int32_t>("indices", indices, indices.size(), false));
+  if (p.nnz() != indices.size()) value_error("_core: indptr must end with the number of indices");
+  return p;
+}
+
+void bind_check_csr(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& indptr,
+                    const py::array& indices) {
+  CsrPattern p{rows, cols, buffer<std::int64_t>("indptr", indptr, rows + 1, false), nullptr, indices.itemsize() == 8};
+  p.indices = p.wide ? static_cast<const void*>(buffer<std::int64_t>("indices", indices, indices.size(), false))
+                     : static_cast<const void*>(buffer<std::int32_t>("indices", indices, indices.size(), false));
+  py::gil_scoped_release release;
+  check_csr(function.c_str(), p, indices.size());
+}
+
+void bind_mask_to_indptr(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indptr) {
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  std::int64_t* to = buffer<std::int64_t>("indptr", indptr, rows + 1, true);
+  py::gil_scoped_release release;
+  mask_to_indptr(bits, rows, cols, to);
+}
+
+void bind_mask_to_indices(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indptr,
+                          const py::array& indices) {
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
+  if (count_mask(bits, rows, cols) != p.nnz()) value_error("_core: indptr does not belong to the mask");
+  void* to = const_cast<void*>(indices.data());
+  py::gil_scoped_release release;
+  mask_to_indices(bits, p, to);
+}
+
+void bind_mask_to_values(const std::string& function, const py::array& weights, const py::array& mask,
+                         const py::array& indptr, const py::array& values) {
+  const Array w = view(function.c_str(), "w", weights);
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), false);
+  const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, w.rows() + 1, false);
+  const Array v = writable_view(function.c_str(), "values", values);
+  if (v.dtype() != w.dtype() || !v.contiguous() || v.size() != count_mask(bits, w.rows(), w.cols()) ||
+      v.size() != starts[w.rows()])
+    value_error("_core: values do not belong to the mask");
+  py::gil_scoped_release release;
+  mask_to_values(w, bits, starts, v.data());
+}
+
+void bind_pattern_to_mask(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
+                          const py::array& mask) {
+  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
+  std::uint8_t* to = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), true);
+  py::gil_scoped_release release;
+  pattern_to_mask(p, to);
+}
+
+Array values_view(const char* function, const CsrPattern& p, const py::array& values) {
+  const Array v = view(function, "values", values);
+  if (!v.contiguous() || v.size() != p.nnz())
+    value_error(format("%s: values must have one entry a kept position", function));
+  return v;
+}
+
+void bind_values_to_dense(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
+                          const py::array& values, const py::array& out) {
+  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
+  const Array v = values_view("to_dense", p, values), to = writable_view("to_dense", "out", out);
+  if (!to.contiguous() || to.size() != rows * cols || to.dtype() != v.dtype())
+    value_error("_core: out must be a contiguous matrix of the values' dtype");
+  py::gil_scoped_release release;
+  values_to_dense(p, v.dtype(), v.data(), to.data());
+}
+
+void bind_transpose(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
+                    const py::array& t_indptr, const py::array& t_indices, const py::array& order) {
+  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
+  std::int64_t* starts = buffer<std::int64_t>("t_indptr", t_indptr, cols + 1, true);
+  const bool wide = t_indices.itemsize() == 8;
+  void* to = wide ? static_cast<void*>(buffer<std::int64_t>("t_indices", t_indices, p.nnz(), true))
+                  : static_cast<void*>(buffer<std::int32_t>("t_indices", t_indices, p.nnz(), true));
+  std::int64_t* from = buffer<std::int64_t>("order", order, p.nnz(), true);
+  py::gil_scoped_release release;
+  transpose(p, starts, to, wide, from);
+}
+
+// --- products --------------------------------------------------------------------------------------------------------
+
+Epilogue make_epilogue(const char* function, const OptionalArray& bias, const std::string& activation,
+                       const OptionalArray& residual) {
+  Epilogue e;
+  e.activation = parse_activation(function, activation);
+  if (bias) e.bias = view(function, "bias", *bias);
+  if (residual) e.residual = view(function, "residual", *residual);
+  return e;
+}
+
+void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& indptr,
+                 const py::array& indices, const py::array& values, const py::array& x, bool linear,
+                 const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
+                 const py::array& out) {
+  const char* f = function.c_str();
+  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
+  const Array v = values_view(f, p, values), from = view(f, "x", x), to = writable_view(f, "out", out);
+  const Epilogue e = make_epilogue(f, bias, activation, residual);
+  py::gil_scoped_release release;
+  matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
+}
+
+// What matmul checks, for a product that another library computes.
+void bind_check_product(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& x,
+                        bool linear, const OptionalArray& bias, const std::string& activation,
+                        const OptionalArray& residual, const py::array& out) {
+  const char* f = function.c_str();
+  check_product(f, rows, cols, view(f, "x", x), linear, make_epilogue(f, bias, activation, residual),
+                writable_view(f, "out", out));
+}
+
+void bind_epilogue(const std::string& function, bool linear, const OptionalArray& bias, const std::string& activation,
+                   const OptionalArray& residual, const py::array& out) {
+  const char* f = function.c_str();
+  const Epilogue e = make_epilogue(f, bias, activation, residual);
+  const Array to = writable_view(f, "out", out);
+  py::gil_scoped_release release;
+  apply_epilogue(f, linear, e, to);
+}
+
+void bind_activation_grad(const py::array& z, const py::array& dy, const std::string& activation,
+                          const py::array& out) {
+  constexpr const char* f = "SparseLinear.backward";
+  const Array at = view(f, "z", z), from = view(f, "dy", dy), to = writable_view(f, "out", out);
+  const Act act = parse_activation(f, activation);
+  py::gil_scoped_release release;
+  activation_grad(f, at, from, act, to);
+}
+
+void bind_sddmm(const std::string& function, const py::array& x, const py::array& y, std::int64_t rows,
+                std::int64_t cols, const py::array& indptr, const py::array& indices, const py::array& values) {
+  const char* f = function.c_str();
+  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
+  const Array a = view(f, "x", x), b = view(f, "y", y), to = writable_view(f, "values", values);
+  if (!to.contiguous() || to.size() != p.nnz()) value_error(format("%s: out must have one value a kept position", f));
+  py::gil_scoped_release release;
+  sddmm(f, a, b, p, to.dtype(), to.data());
+}
+
+// --- the process -----------------------------------------------------------------------------------------------------
+
+void bind_set_num_threads(std::int64_t n) {
+  if (n < 1 || n > 1 << 16)
+    value_error(format("set_num_threads: n must be in [1, 65536], got %lld", static_cast<long long>(n)));
+  py::gil_scoped_release release;
+  set_num_threads(static_cast<int>(n));
+}
+
+py::dict info() {
+  py::dict d;
+  d["version"] = gossamer_version();
+  d["isa"] = active_isa().name;
+  py::list supported;
+  for (const Isa& isa : isas())
+    if (isa.supported) supported.append(isa.name);
+  d["isa_supported"] = supported;
+  d["threads"] = num_threads();
+  d["processors"] = usable_processors();
+  const char* reason = cuda_unavailable_reason();
+  d["cuda"] = py::dict(py::arg("available") = reason == nullptr,
+                       py::arg("reason") = reason == nullptr ? py::object(py::none()) : py::object(py::str(reason)));
+#if defined(__clang__)
+  const std::string compiler = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  const std::string compiler = "gcc " __VERSION__;
+#else
+  const std::string compiler = "unknown";
+#endif
+#if defined(NDEBUG)
+  const bool debug = false;
+#else
+  const bool debug = true;
+#endif
+  d["build"] = py::dict(py::arg("compiler") = compiler, py::arg("debug") = debug);
+  return d;
+}
+
+// name -> (what it needs beside the weights: "", "grads", "norm", "movement" or "seed"; default group)
+py::dict method_table() {
+  py::dict d;
+  for (const Method& m : methods()) {
+    const char* needs = "";
+    if (m.needs == Needs::grads || m.needs == Needs::weights_and_grads) needs = "grads";
+    if (m.needs == Needs::weights_and_norm) needs = "norm";
+    if (m.needs == Needs::movement) needs = "movement";
+    if (m.needs == Needs::seed) needs = "seed";
+    d[m.name] = py::make_tuple(needs, m.group);
+  }
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
+  py::register_local_exception_translator(&translate);
+  try {
+    active_isa();
+  } catch (const Error& error) {
+    throw py::import_error(error.what());
+  }
+  m.def("score", &bind_score);
+  m.def("select", &bind_select);
+  m.def("apply_mask", &bind_apply_mask);
+  m.def("adjust", &bind_adjust);
+  m.def("nonzero_mask", &bind_nonzero_mask);
+  m.def("pack_bits", &bind_pack);
+  m.def("unpack_bits", &bind_unpack);
+  m.def("count_bits", &bind_count);
+  m.def("padding_is_zero", &bind_padding_is_zero);
+  m.def("mask_indices", &bind_indices);
+  m.def("add_squares", &bind_add_squares);
+  m.def("subtract_products", &bind_subtract_products);
+  m.def("check_csr", &bind_check_csr);
+  m.def("mask_to_indptr", &bind_mask_to_indptr);
+  m.def("mask_to_indices", &bind_mask_to_indices);
+  m.def("mask_to_values", &bind_mask_to_values);
+  m.def("pattern_to_mask", &bind_pattern_to_mask);
+  m.def("values_to_dense", &bind_values_to_dense);
+  m.def("transpose", &bind_transpose);
+  m.def("matmul", &bind_matmul);
+  m.def("check_product", &bind_check_product);
+  m.def("epilogue", &bind_epilogue);
+  m.def("activation_grad", &bind_activation_grad);
+  m.def("sddmm", &bind_sddmm);
+  m.def("info", &info);
+  m.def("methods", &method_table);
+  m.def("kept_count", &kept_count);
+  m.def("set_num_threads", &bind_set_num_threads);
+  m.def("get_num_threads", [] { return num_threads(); });
+}
+
+}  // namespace gossamer::bindings

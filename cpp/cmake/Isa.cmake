@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+# The only place that knows instruction-set flags. One row: name, architecture, gcc/clang flags, MSVC flags.
+set(GOSSAMER_ISA_avx2   "-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mlzcnt;-mpopcnt")
+set(GOSSAMER_ISA_avx512 "${GOSSAMER_ISA_avx2};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512cd")
+
+function(gossamer_add_isa target name gnu msvc)
+  add_library(gossamer_isa_${name} OBJECT cpp/isa/${name}.cpp)
+  target_include_directories(gossamer_isa_${name} PRIVATE cpp)
+  target_link_libraries(gossamer_isa_${name} PRIVATE gossamer_flags)
+  # No LTO: an inline function compiled with these flags must never be merged into code for every CPU.
+  set_target_properties(gossamer_isa_${name} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+  if(MSVC)
+    target_compile_options(gossamer_isa_${name} PRIVATE ${msvc})
+  else()
+    target_compile_options(gossamer_isa_${name} PRIVATE ${gnu} -fno-lto -fno-exceptions -fno-math-errno)
+  endif()
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:gossamer_isa_${name}>)
+endfunction()
+
+function(gossamer_add_isas target)
+  gossamer_add_isa(${target} baseline "" "")
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    gossamer_add_isa(${target} avx2 "${GOSSAMER_ISA_avx2}" "/arch:AVX2")
+    gossamer_add_isa(${target} avx512 "${GOSSAMER_ISA_avx512}" "/arch:AVX512")
+    target_compile_definitions(${target} PRIVATE GOSSAMER_X86=1)
+  endif()
+endfunction()

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel table in use: the strongest instruction set of this CPU, or the one that GOSSAMER_ISA names.
+#pragma once
+#include "core/cpu.hpp"
+
+namespace gossamer {
+
+const Isa& active_isa();  // throws Error when GOSSAMER_ISA names an unknown or unsupported level
+
+template <class T>
+const TypedKernels<T>& kernels() {
+  return active_isa().kernels->typed(T{});
+}
+
+}  // namespace gossamer

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// A fork-join pool. Chunks are claimed dynamically and do not depend on the number of threads, so neither do results.
+// The caller works too. A call that finds the pool busy (another thread, or a nested call) runs in its own thread.
+// After fork() the child starts a fresh pool on its first call.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <optional>
+#include <vector>
+
+namespace gossamer {
+
+int num_threads();
+void set_num_threads(int n);  // n >= 1
+void shutdown_threads();
+
+// fn(context, chunk, worker) for chunk = 0 .. n-1; worker is in [0, workers) and unique while it runs.
+// fn must not throw.
+void run_chunks(std::int64_t n, int workers, void (*fn)(void*, std::int64_t, int), void* context);
+
+namespace detail {
+
+// f(chunk, worker). An exception ends the loop early and is thrown again here.
+template <class F>
+void parallel_for(std::int64_t n, int workers, F&& f) {
+  struct Job {
+    F& f;
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+  } job{f, {}, {}};
+  run_chunks(
+      n, workers,
+      [](void* context, std::int64_t chunk, int worker) {
+        Job& j = *static_cast<Job*>(context);
+        if (j.failed.load(std::memory_order_relaxed)) return;
+        try {
+          j.f(chunk, worker);
+        } catch (...) {
+          if (!j.failed.exchange(true)) j.error = std::current_exception();
+        }
+      },
+      &job);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace detail
+
+// One lazily made T per worker of the parallel_for that it is given to.
+template <class T>
+class PerWorker {
+ public:
+  PerWorker() : slots_(static_cast<std::size_t>(num_threads())) {}
+  int workers() const { return static_cast<int>(slots_.size()); }
+  T& operator[](int worker) {
+    auto& slot = slots_[static_cast<std::size_t>(worker)].value;
+    if (!slot) slot.emplace();
+    return *slot;
+  }
+  template <class F>
+  void for_each(F&& f) {
+    for (auto& slot : slots_)
+      if (slot.value) f(*slot.value);
+  }
+
+ private:
+  struct alignas(64) Slot {
+    std::optional<T> value;
+  };
+  std::vector<Slot> slots_;
+};
+
+// f(chunk), for chunks that need no scratch.
+template <class F>
+void parallel_for(std::int64_t n, F&& f) {
+  detail::parallel_for(n, num_threads(), [&](std::int64_t chunk, int) { f(chunk); });
+}
+
+// f(chunk, T&), where T is the scratch of the thread that runs the chunk.
+template <class T, class F>
+void parallel_for(std::int64_t n, PerWorker<T>& scratch, F&& f) {
+  detail::parallel_for(n, scratch.workers(), [&](std::int64_t chunk, int worker) { f(chunk, scratch[worker]); });
+}
+
+}  // namespace gossamer

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an instruction set fills in. Every entry is single-threaded, noexcept in effect, allocates nothing and checks
+// nothing: ops/ has done that. Plain pointers and integers only, because each ISA file is compiled with its own flags.
+//
+// Keys: an integer whose order is the order of the scores (-0 equals +0). `key_excluded` can never be kept,
+// `key_nan_low` and `key_nan_high` are the ranks of NaN under nan="prune" and nan="keep"; no number maps to these.
+// Key tiles are padded with key_excluded to a multiple of 64, and masks are written in whole bytes from a byte border.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace gossamer {
+
+enum class Criterion : int { identity, magnitude, gradient, taylor, wanda, count };
+enum class NanRank : int { low, high };
+enum class Act : int { identity, relu, gelu, gelu_tanh, silu, sigmoid, tanh, count };
+
+template <class T>
+struct KeyOf;
+template <>
+struct KeyOf<float> {
+  using type = std::int32_t;
+  using unsigned_type = std::uint32_t;
+};
+template <>
+struct KeyOf<double> {
+  using type = std::int64_t;
+  using unsigned_type = std::uint64_t;
+};
+
+template <class T>
+struct TypedKernels {
+  using Key = typename KeyOf<T>::type;
+  using i64 = std::int64_t;
+
+  // score.inl.hpp: out[i] = criterion(w[i], aux[i])
+  void (*score[static_cast<int>(Criterion::count)])(const T* w, const T* aux, T* out, i64 n);
+  void (*score_random)(std::uint64_t seed, std::uint64_t first_index, T* out, i64 n);
+  void (*add_lanes)(const T* scores, i64 n, double* lane);
+
+  // select.inl.hpp
+  i64 (*keys)(const T* scores, i64 n, NanRank rank, Key* out);  // -> position of the first NaN, or n
+  void (*exclude)(const std::uint8_t* allowed, i64 n, Key* keys);
+  void (*histogram)(const Key* keys, i64 n, int shift, std::uint64_t prefix, std::uint32_t* bins);
+  i64 (*mark)(const Key* keys, i64 n, Key top, Key bottom, std::uint8_t* bits, std::uint32_t* open, i64* open_count);
+  i64 (*count_equal)(const Key* keys, i64 n, Key key);
+  i64 (*mark_ties)(const Key* keys, i64 n, Key key, i64* quota, std::uint8_t* bits);
+  i64 (*keep_n_of_m)(const Key* keys, i64 n, int keep, int of, std::uint8_t* bits);
+
+  // mask.inl.hpp, adjust.inl.hpp, stats.inl.hpp
+  void (*apply)(const T* w, const std::uint8_t* bits, T* out, i64 n);
+  void (*nonzero)(const T* w, std::uint8_t* bits, i64 n);
+  i64 (*compress)(const T* w, const std::uint8_t* bits, i64 n, T* values);  // -> how many were kept
+  void (*adjust_sign)(const T* w, const T* scores, T rate, T* out, i64 n);
+  void (*adjust_scale)(const T* w, const T* scores, T rate, T center, T spread, T* out, i64 n);
+  void (*add_squares)(const T* x, double* sums, i64 n);
+  void (*subtract_products)(const T* w, const T* g, double* sums, i64 n);
+
+  // spmm_csr.inl.hpp: y[r - first][0 .. width) = sum over the row of value * x[index][0 .. width)
+  using Spmm = void (*)(const i64* indptr, const void* indices, const T* values, i64 first, i64 last, const T* x, T* y);
+  static constexpr int widths = 4;
+  int width[widths];     // columns of a tile, descending; the last is 1
+  Spmm spmm[2][widths];  // [32-bit, 64-bit indices]
+  T (*dot)(const T* a, const T* b, i64 n);
+  void (*epilogue)(T* y, i64 n, T bias, Act act);                           // y = act(y + bias)
+  void (*activation_grad)(const T* z, const T* dy, T* dz, i64 n, Act act);  // dz = dy * act'(z)
+};
+
+struct Kernels {
+  TypedKernels<float> f32;
+  TypedKernels<double> f64;
+  const TypedKernels<float>& typed(float) const { return f32; }
+  const TypedKernels<double>& typed(double) const { return f64; }
+};
+
+}  // namespace gossamer

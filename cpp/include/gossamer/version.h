@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef GOSSAMER_VERSION_H
+#define GOSSAMER_VERSION_H
+/* The one place that holds the version; CMake and the Python package read it from here. */
+#define GOSSAMER_VERSION "0.1.0"
+#endif

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Masks on a tile of values that begins at a byte border of the mask. Kernel text, included once by each isa/*.cpp.
+namespace gossamer {
+namespace {
+
+template <class T>
+void apply(const T* w, const std::uint8_t* bits, T* out, std::int64_t n) {
+  using V = typename Simd<T>::V;
+  std::int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    std::uint64_t word;
+    __builtin_memcpy(&word, bits + i / 8, 8);
+    for (int j = 0; j < 64; j += V::lanes)
+      Store(KeepBits(static_cast<unsigned>(word >> j), Load<V>(w + i + j)), out + i + j);
+  }
+  for (; i < n; ++i) out[i] = (bits[i / 8] >> (i % 8) & 1) != 0 ? w[i] : T{0};
+}
+
+template <class T>
+void nonzero(const T* w, std::uint8_t* bits, std::int64_t n) {
+  using V = typename Simd<T>::V;
+  std::int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    std::uint64_t word = 0;
+    for (int j = 0; j < 64; j += V::lanes) word |= std::uint64_t{NonZero(Load<V>(w + i + j))} << j;
+    store_bits(word, 64, bits + i / 8);
+  }
+  std::uint64_t word = 0;
+  for (std::int64_t j = i; j < n; ++j) word |= std::uint64_t{w[j] != T{0}} << (j - i);
+  store_bits(word, n - i, bits + i / 8);
+}
+
+template <class T>
+std::int64_t compress(const T* w, const std::uint8_t* bits, std::int64_t n, T* values) {
+  std::int64_t kept = 0;
+  for (std::int64_t i = 0; i < n; i += 8)
+    for (unsigned byte = bits[i / 8]; byte != 0; byte &= byte - 1) values[kept++] = w[i + __builtin_ctz(byte)];
+  return kept;
+}
+
+}  // namespace
+}  // namespace gossamer

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores of a contiguous tile. Kernel text, included once by each isa/*.cpp after its simd/*.hpp.
+namespace gossamer {
+namespace {
+
+template <class C, class T>
+void score(const T* w, const T* aux, T* out, std::int64_t n) {
+  using V = typename Simd<T>::V;
+  std::int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) Store(C::apply(Load<V>(w + i), Load<V>(aux + i)), out + i);
+  if (i == n) return;
+  T tail_w[V::lanes] = {}, tail_aux[V::lanes] = {}, tail_out[V::lanes];
+  for (std::int64_t j = i; j < n; ++j) {
+    tail_w[j - i] = w[j];
+    tail_aux[j - i] = aux[j];
+  }
+  Store(C::apply(Load<V>(tail_w), Load<V>(tail_aux)), tail_out);
+  for (std::int64_t j = i; j < n; ++j) out[j] = tail_out[j - i];
+}
+
+// splitmix64 (Steele, Lea, Flood 2014) of seed and index: any element's score without the ones before it.
+template <class T>
+void score_random(std::uint64_t seed, std::uint64_t first_index, T* out, std::int64_t n) {
+  constexpr bool single = sizeof(T) == 4;
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint64_t z = seed + (first_index + static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    out[i] = single ? static_cast<T>(static_cast<float>(static_cast<std::int32_t>(z >> 40)) * 0x1p-24f)
+                    : static_cast<T>(static_cast<double>(static_cast<std::int64_t>(z >> 11)) * 0x1p-53);
+  }
+}
+
+// Adds a run of scores to 8 lanes, element j to lane j mod 8: the one order in which structured units are summed.
+template <class T>
+void add_lanes(const T* scores, std::int64_t n, double* lane) {
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) lane[j] += static_cast<double>(scores[i + j]);
+  for (int j = 0; i + j < n; ++j) lane[j] += static_cast<double>(scores[i + j]);
+}
+
+}  // namespace
+}  // namespace gossamer

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/adjust.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "core/parallel.hpp"
+#include "ops/score.hpp"
+
+namespace gossamer {
+namespace {
+
+template <class T>
+struct Tile {
+  alignas(64) T w[tile_size], s[tile_size], out[tile_size];
+  T low = std::numeric_limits<T>::infinity(), high = -std::numeric_limits<T>::infinity();
+};
+
+// f(scratch, row, col, n) over all tiles
+template <class T, class F>
+void for_all(const Array& array, PerWorker<Tile<T>>& scratch, F&& f) {
+  std::vector<Chunk> chunks;
+  append_chunks(chunks, 0, array.rows(), array.cols());
+  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Tile<T>& t) {
+    for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
+              [&](std::int64_t row, std::int64_t col, std::int64_t n) { f(t, row, col, n); });
+  });
+}
+
+// Refuses NaN and, for "scale", finds the median (which needs all scores at once) and the spread.
+template <class T>
+void measure(const char* function, AdjustTensor& tensor, bool scale) {
+  const Array& scores = tensor.scores;
+  std::vector<T> sorted(scale ? static_cast<std::size_t>(scores.size()) : 0);
+  constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> first_nan{none};
+  PerWorker<Tile<T>> scratch;
+  for_all(scores, scratch, [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
+    const T* s = scores.load(row, col, n, t.s);
+    const T* nan = std::find_if(s, s + n, [](T x) { return x != x; });
+    if (nan != s + n) {
+      const std::int64_t index = row * scores.cols() + col + (nan - s);
+      for (std::int64_t seen = first_nan; index < seen && !first_nan.compare_exchange_weak(seen, index);) {
+      }
+    }
+    if (!scale) return;
+    std::copy(s, s + n, sorted.begin() + row * scores.cols() + col);
+    const auto [low, high] = std::minmax_element(s, s + n);
+    t.low = std::min(t.low, *low);
+    t.high = std::max(t.high, *high);
+  });
+  const std::string where = tensor.name.empty() ? "" : format(" in '%.80s'", tensor.name.c_str());
+  if (first_nan != none)
+    value_error(format("%s: scores must not be NaN, got NaN%s at flat index %lld", function, where.c_str(),
+                       static_cast<long long>(first_nan.load())));
+  if (sorted.empty()) return;
+  T low = std::numeric_limits<T>::infinity(), high = -low;
+  scratch.for_each([&](Tile<T>& t) {
+    low = std::min(low, t.low);
+    high = std::max(high, t.high);
+  });
+  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>((sorted.size() - 1) / 2);
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  const T spread = std::max(*middle - low, high - *middle);
+  if (!std::isfinite(low) || !std::isfinite(high) || !std::isfinite(spread))
+    value_error(format("%s: scores must be finite, and their range too, for rule 'scale', got %s to %s%s", function,
+                       text(low).c_str(), text(high).c_str(), where.c_str()));
+  tensor.center = static_cast<double>(*middle);
+  tensor.spread = static_cast<double>(spread);
+}
+
+template <class T>
+void write(const AdjustTensor& tensor, T rate, bool scale) {
+  PerWorker<Tile<T>> scratch;
+  for_all(tensor.weights, scratch, [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
+    const T* w = tensor.weights.load(row, col, n, t.w);
+    const T* s = tensor.scores.load(row, col, n, t.s);
+    T* direct = tensor.out.direct<T>(row, col);
+    T* to = direct != nullptr ? direct : t.out;
+    if (!scale) {
+      kernels<T>().adjust_sign(w, s, rate, to, n);
+    } else if (tensor.spread == 0) {
+      if (to != w) std::copy(w, w + n, to);
+    } else {
+      kernels<T>().adjust_scale(w, s, rate, static_cast<T>(tensor.center), static_cast<T>(tensor.spread), to, n);
+    }
+    if (direct == nullptr) tensor.out.store(row, col, n, to);
+  });
+}
+
+}  // namespace
+
+void adjust(const char* function, std::vector<AdjustTensor>& tensors, double rate, const std::string& rule) {
+  const bool scale = rule == "scale";
+  if (!scale && rule != "sign")
+    value_error(format("%s: rule must be 'sign' or 'scale', got '%.60s'", function, rule.c_str()));
+  if (!std::isfinite(rate)) value_error(format("%s: rate must be finite, got %s", function, text(rate).c_str()));
+  if (scale && !(rate >= 0 && rate < 1))
+    value_error(format("%s: rate must be in [0, 1) for rule 'scale', got %s", function, text(rate).c_str()));
+  std::vector<Array> outs, inputs;
+  for (const AdjustTensor& t : tensors) {
+    const Array& w = t.weights;
+    if (t.scores.rows() != w.rows() || t.scores.cols() != w.cols())
+      value_error(format("%s: scores must have the shape of weights %s, got %s", function, w.shape_text().c_str(),
+                         t.scores.shape_text().c_str()));
+    const Array own[] = {w, t.scores};
+    check_out(function, t.out, w.rows(), w.cols(), w.dtype(), own);
+    outs.push_back(t.out);
+    inputs.push_back(w);
+  }
+  check_outs_apart(function, outs, inputs);
+  for (std::size_t i = 0; i < tensors.size(); ++i) inputs[i] = tensors[i].scores;
+  check_outs_apart(function, outs, inputs);
+  for (AdjustTensor& t : tensors)
+    dispatch(t.weights.dtype(), [&](auto zero) { measure<decltype(zero)>(function, t, scale); });
+  for (const AdjustTensor& t : tensors)
+    dispatch(t.weights.dtype(), [&](auto zero) { write(t, static_cast<decltype(zero)>(rate), scale); });
+}
+
+}  // namespace gossamer

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// X is packed, a block of columns at a time, into tiles [cols][width] whose rows are whole vectors; the kernel runs
+// down the rows of A over one tile, and the epilogue is applied to the finished tile on its way out. Row-major
+// activations (linear) only change how a tile is packed and written, so there is one kernel for both.
+#include "ops/matmul.hpp"
+
+#include <algorithm>
+#include <new>
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "core/parallel.hpp"
+#include "ops/score.hpp"
+#include "ops/tiles.hpp"
+
+namespace gossamer {
+namespace {
+
+constexpr std::int64_t block_columns = 256;       // of X that are packed at a time
+constexpr std::int64_t chunk_products = 1 << 14;  // non-zeros a thread claims at a time
+
+// Row ranges of about chunk_products non-zeros, at most max_rows rows each.
+std::vector<std::int64_t> split_rows(const CsrPattern& a, std::int64_t max_rows) {
+  std::vector<std::int64_t> starts{0};
+  for (std::int64_t row = 0; row < a.rows;) {
+    const std::int64_t* first = a.indptr + row;
+    const std::int64_t* beyond = a.indptr + std::min(a.rows, row + max_rows) + 1;
+    row += std::max<std::int64_t>(1, std::upper_bound(first + 1, beyond, *first + chunk_products) - first - 1);
+    starts.push_back(row);
+  }
+  return starts;
+}
+
+template <class T>
+void add_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_t n, T* values, T* buffer) {
+  const T* more = array.load(row, col, n, buffer);
+  for (std::int64_t i = 0; i < n; ++i) values[i] += more[i];
+}
+
+template <class T>
+void store_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_t n, const T* values) {
+  if (T* direct = array.direct<T>(row, col)) {
+    std::copy(values, values + n, direct);
+  } else {
+    array.store(row, col, n, values);
+  }
+}
+
+template <class T>
+class Product {
+ public:
+  Product(const CsrPattern& a, const T* values, const Array& x, bool linear, const Epilogue& epilogue, const Array& out)
+      : a_(a),
+        values_(values),
+        x_(x),
+        linear_(linear),
+        epilogue_(epilogue),
+        out_(out),
+        n_(linear ? x.rows() : x.cols()) {}
+
+  void run() {
+    if (n_ == 0 || a_.rows == 0) return;
+    const auto& table = kernels<T>();
+    const std::vector<std::int64_t> rows = split_rows(a_, 512);
+    const auto row_chunks = static_cast<std::int64_t>(rows.size()) - 1;
+    if (a_.cols > std::int64_t{1} << 48) throw std::bad_alloc();
+    const Tile largest = cut(0, std::min(n_, block_columns)).back();  // the first block is the largest
+    std::vector<T> packed(static_cast<std::size_t>(largest.offset + a_.cols * table.width[largest.shape]));
+    PerWorker<std::vector<T>> scratch;
+    for (std::int64_t block = 0; block < n_; block += block_columns) {
+      const std::vector<Tile> tiles = cut(block, std::min(n_, block + block_columns));
+      pack(tiles, packed.data());
+      const auto jobs = row_chunks * static_cast<std::int64_t>(tiles.size());
+      parallel_for(jobs, scratch, [&](std::int64_t job, std::vector<T>& y) {
+        const Tile& tile = tiles[static_cast<std::size_t>(job / row_chunks)];
+        const std::int64_t chunk = job % row_chunks;
+        compute(tile, packed.data(), rows[static_cast<std::size_t>(chunk)], rows[static_cast<std::size_t>(chunk) + 1],
+                y);
+      });
+    }
+  }
+
+ private:
+  struct Tile {
+    std::int64_t begin, end;  // columns of X
+    int shape;                // index into the table's widths
+    std::int64_t offset;      // of the packed tile
+  };
+
+  // The widest tiles first; what is left over takes the narrowest tile that holds it, padded with zeros.
+  std::vector<Tile> cut(std::int64_t begin, std::int64_t end) const {
+    const auto& width = kernels<T>().width;
+    constexpr int last = TypedKernels<T>::widths - 1;
+    std::vector<Tile> tiles;
+    for (std::int64_t offset = 0; begin < end;) {
+      int shape = 0;
+      while (shape < last && width[shape + 1] >= end - begin) ++shape;
+      const std::int64_t stop = std::min(end, begin + width[shape]);
+      tiles.push_back({begin, stop, shape, offset});
+      offset += a_.cols * width[shape];
+      begin = stop;
+    }
+    return tiles;
+  }
+
+  void pack(const std::vector<Tile>& tiles, T* packed) const {
+    const std::int64_t step = 128;  // rows of a packed tile
+    const std::int64_t parts = (a_.cols + step - 1) / step;
+    parallel_for(parts * static_cast<std::int64_t>(tiles.size()), [&](std::int64_t job) {
+      const Tile& tile = tiles[static_cast<std::size_t>(job / parts)];
+      const std::int64_t width = kernels<T>().width[tile.shape], n = tile.end - tile.begin;
+      const std::int64_t first = job % parts * step, last = std::min(a_.cols, first + step);
+      T buffer[128];
+      static_assert(sizeof buffer / sizeof *buffer >= step && step >= 64);
+      T* to = packed + tile.offset;
+      if (!linear_) {
+        for (std::int64_t c = first; c < last; ++c) {
+          const T* from = x_.load(c, tile.begin, n, buffer);
+          std::copy(from, from + n, to + c * width);
+          std::fill(to + c * width + n, to + (c + 1) * width, T{0});
+        }
+        return;
+      }
+      for (std::int64_t j = 0; j < width; ++j) {
+        const T* from = j < n ? x_.load(tile.begin + j, first, last - first, buffer) : nullptr;
+        for (std::int64_t c = first; c < last; ++c) to[c * width + j] = from != nullptr ? from[c - first] : T{0};
+      }
+    });
+  }
+
+  void compute(const Tile& tile, const T* packed, std::int64_t first, std::int64_t last, std::vector<T>& y) const {
+    const auto& table = kernels<T>();
+    const std::int64_t width = table.width[tile.shape], n = tile.end - tile.begin, rows = last - first;
+    const std::size_t need = static_cast<std::size_t>(rows * width + 2 * std::max(rows, width));
+    if (y.size() < need) y.resize(need);
+    T* line = y.data() + rows * width;
+    T* buffer = line + std::max(rows, width);
+    table.spmm[a_.wide][tile.shape](a_.indptr, a_.indices, values_, first, last, packed + tile.offset, y.data());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      T bias{0};
+      if (epilogue_.bias) bias = *epilogue_.bias->load(0, first + r, 1, buffer);
+      if (epilogue_.bias || epilogue_.activation != Act::identity)
+        table.epilogue(y.data() + r * width, n, bias, epilogue_.activation);
+      if (!linear_) put(first + r, tile.begin, n, y.data() + r * width, buffer);
+    }
+    if (!linear_) return;
+    for (std::int64_t j = 0; j < n; ++j) {
+      for (std::int64_t r = 0; r < rows; ++r) line[r] = y[static_cast<std::size_t>(r * width + j)];
+      put(tile.begin + j, first, rows, line, buffer);
+    }
+  }
+
+  void put(std::int64_t row, std::int64_t col, std::int64_t n, T* values, T* buffer) const {
+    if (epilogue_.residual) add_row(*epilogue_.residual, row, col, n, values, buffer);
+    store_row(out_, row, col, n, values);
+  }
+
+  const CsrPattern& a_;
+  const T* values_;
+  const Array& x_;
+  const bool linear_;
+  const Epilogue& epilogue_;
+  const Array& out_;
+  const std::int64_t n_;
+};
+
+void check_epilogue(const char* function, const Epilogue& e, std::int64_t features, const Array& out) {
+  if (e.bias && (e.bias->rows() != 1 || e.bias->cols() != features))
+    value_error(format("%s: bias must have the shape (%lld,), got %s", function, static_cast<long long>(features),
+                       e.bias->shape_text().c_str()));
+  if (e.residual && (e.residual->rows() != out.rows() || e.residual->cols() != out.cols()))
+    value_error(format("%s: residual must have the shape of the result %s, got %s", function, out.shape_text().c_str(),
+                       e.residual->shape_text().c_str()));
+  if (e.residual && !out.same_view(*e.residual) && out.overlaps(*e.residual))
+    value_error(format("%s: out must be the residual itself or not overlap with it", function));
+  if (e.bias && out.overlaps(*e.bias)) value_error(format("%s: out must not overlap with bias", function));
+}
+
+}  // namespace
+
+Act parse_activation(const char* function, const std::string& name) {
+  static const char* const names[] = {"identity", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"};
+  for (int i = 0; i < static_cast<int>(Act::count); ++i)
+    if (name == names[i]) return static_cast<Act>(i);
+  value_error(format("%s: activation must be None, relu, gelu, gelu_tanh, silu, sigmoid or tanh, got '%.60s'", function,
+                     name.c_str()));
+}
+
+void check_product(const char* function, std::int64_t rows, std::int64_t cols, const Array& x, bool linear,
+                   const Epilogue& epilogue, const Array& out) {
+  const std::int64_t inner = linear ? x.cols() : x.rows(), n = linear ? x.rows() : x.cols();
+  if (inner != cols)
+    value_error(format("%s: x must have %lld %s, got the shape %s", function, static_cast<long long>(cols),
+                       linear ? "columns" : "rows", x.shape_text().c_str()));
+  check_out(function, out, linear ? n : rows, linear ? rows : n, x.dtype(), {});
+  if (out.overlaps(x)) value_error(format("%s: out must not overlap with x", function));
+  check_epilogue(function, epilogue, rows, out);
+}
+
+void matmul_csr(const char* function, const CsrPattern& a, DType dtype, const void* values, const Array& x, bool linear,
+                const Epilogue& epilogue, const Array& out) {
+  check_product(function, a.rows, a.cols, x, linear, epilogue, out);
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Product<T>(a, static_cast<const T*>(values), x, linear, epilogue, out).run();
+  });
+}
+
+void apply_epilogue(const char* function, bool linear, const Epilogue& e, const Array& out) {
+  check_epilogue(function, e, linear ? out.cols() : out.rows(), out);
+  std::vector<Chunk> chunks;
+  append_chunks(chunks, 0, out.rows(), out.cols());
+  dispatch(out.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    struct Lines {
+      T y[tile_size], other[tile_size];
+    };
+    PerWorker<Lines> scratch;
+    parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Lines& s) {
+      for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
+                [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+                  const T* now = out.load(row, col, n, s.y);
+                  if (now != s.y) std::copy(now, now + n, s.y);
+                  T bias{0};
+                  if (e.bias && linear) add_row(*e.bias, 0, col, n, s.y, s.other);
+                  if (e.bias && !linear) bias = *e.bias->load(0, row, 1, s.other);
+                  if (e.bias || e.activation != Act::identity) kernels<T>().epilogue(s.y, n, bias, e.activation);
+                  if (e.residual) add_row(*e.residual, row, col, n, s.y, s.other);
+                  store_row(out, row, col, n, s.y);
+                });
+    });
+  });
+}
+
+void activation_grad(const char* function, const Array& z, const Array& dy, Act activation, const Array& out) {
+  if (z.rows() != dy.rows() || z.cols() != dy.cols())
+    value_error(format("%s: dy must have the shape of the output %s, got %s", function, z.shape_text().c_str(),
+                       dy.shape_text().c_str()));
+  const Array inputs[] = {z, dy};
+  check_out(function, out, z.rows(), z.cols(), z.dtype(), inputs);
+  std::vector<Chunk> chunks;
+  append_chunks(chunks, 0, z.rows(), z.cols());
+  dispatch(z.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    struct Lines {
+      T z[tile_size], dy[tile_size], out[tile_size];
+    };
+    PerWorker<Lines> scratch;
+    parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Lines& s) {
+      for_tiles(
+          chunks[static_cast<std::size_t>(i)], tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+            kernels<T>().activation_grad(z.load(row, col, n, s.z), dy.load(row, col, n, s.dy), s.out, n, activation);
+            store_row(out, row, col, n, s.out);
+          });
+    });
+  });
+}
+
+}  // namespace gossamer

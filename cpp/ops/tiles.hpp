@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a matrix is cut into work. Chunks depend on the shape alone, never on the number of threads, and a tile always
+// begins at a byte border of the packed mask (rows * ceil(cols / 8) bytes).
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+namespace gossamer {
+
+inline constexpr std::int64_t tile_size = 2048;      // elements; scores and keys of a tile stay in the L1 cache
+inline constexpr std::int64_t chunk_size = 1 << 15;  // elements a thread claims at a time
+
+inline std::int64_t row_bytes(std::int64_t cols) { return (cols + 7) / 8; }
+
+struct Chunk {
+  std::int64_t tensor, row_begin, row_end, col_begin, col_end;
+};
+
+// Appends the chunks of one [rows, cols] matrix. `step` (a multiple of 8) is what a column border must divide by.
+inline void append_chunks(std::vector<Chunk>& chunks, std::int64_t tensor, std::int64_t rows, std::int64_t cols,
+                          std::int64_t step = 64) {
+  if (rows == 0 || cols == 0) return;
+  const std::int64_t col_step = std::max(chunk_size / step, std::int64_t{1}) * step;
+  const std::int64_t row_step = std::max<std::int64_t>(1, chunk_size / cols);
+  for (std::int64_t r = 0; r < rows; r += row_step)
+    for (std::int64_t c = 0; c < cols; c += col_step)
+      chunks.push_back({tensor, r, std::min(rows, r + row_step), c, std::min(cols, c + col_step)});
+}
+
+// f(row, col, count) for the tiles of a chunk, in the order of the flat index.
+template <class F>
+void for_tiles(const Chunk& chunk, std::int64_t tile, F&& f) {
+  for (std::int64_t row = chunk.row_begin; row < chunk.row_end; ++row)
+    for (std::int64_t col = chunk.col_begin; col < chunk.col_end; col += tile)
+      f(row, col, std::min(tile, chunk.col_end - col));
+}
+
+}  // namespace gossamer

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// 256-bit vectors: AVX2, FMA, BMI2. The vocabulary of every simd/*.hpp:
+//   Simd<T>::V        the vector of T; V::lanes, V::Scalar, V::Key (the integer of the same width)
+//   Load Set Store Add Mul MulAdd Abs ReduceSum      as in Highway; unaligned addresses are fine
+//   IsNaN NonZero Greater Equal                      a bit per lane, lane 0 lowest
+//   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
+//   KeepBits          the lane where the bit is set, +0 elsewhere
+#pragma once
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gossamer {
+namespace {
+
+struct VF32 {
+  using Scalar = float;
+  using Key = std::int32_t;
+  using Unsigned = std::uint32_t;
+  static constexpr int lanes = 8;
+  __m256 v;
+};
+struct VF64 {
+  using Scalar = double;
+  using Key = std::int64_t;
+  using Unsigned = std::uint64_t;
+  static constexpr int lanes = 4;
+  __m256d v;
+};
+struct KI32 {
+  __m256i v;
+};
+struct KI64 {
+  __m256i v;
+};
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using V = VF32;
+};
+template <>
+struct Simd<double> {
+  using V = VF64;
+};
+
+template <class V>
+V Load(const typename V::Scalar* p);
+template <>
+inline VF32 Load<VF32>(const float* p) {
+  return {_mm256_loadu_ps(p)};
+}
+template <>
+inline VF64 Load<VF64>(const double* p) {
+  return {_mm256_loadu_pd(p)};
+}
+template <class V>
+V Set(typename V::Scalar x);
+template <>
+inline VF32 Set<VF32>(float x) {
+  return {_mm256_set1_ps(x)};
+}
+template <>
+inline VF64 Set<VF64>(double x) {
+  return {_mm256_set1_pd(x)};
+}
+inline void Store(VF32 a, float* p) { _mm256_storeu_ps(p, a.v); }
+inline void Store(VF64 a, double* p) { _mm256_storeu_pd(p, a.v); }
+inline VF32 Add(VF32 a, VF32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline VF64 Add(VF64 a, VF64 b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline VF32 Mul(VF32 a, VF32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline VF64 Mul(VF64 a, VF64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
+inline VF32 MulAdd(VF32 a, VF32 b, VF32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline VF64 MulAdd(VF64 a, VF64 b, VF64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline VF32 Abs(VF32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline VF64 Abs(VF64 a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
+inline unsigned IsNaN(VF32 a) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)));
+}
+inline unsigned IsNaN(VF64 a) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)));
+}
+inline unsigned NonZero(VF32 a) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
+}
+inline unsigned NonZero(VF64 a) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, _mm256_setzero_pd(), _CMP_NEQ_UQ)));
+}
+inline KI32 OrderKey(VF32 a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  return {_mm256_xor_si256(bits, _mm256_srli_epi32(_mm256_srai_epi32(bits, 31), 1))};
+}
+inline KI64 OrderKey(VF64 a) {
+  const __m256i bits = _mm256_castpd_si256(a.v);
+  const __m256i negative = _mm256_cmpgt_epi64(_mm256_setzero_si256(), bits);
+  return {_mm256_xor_si256(bits, _mm256_srli_epi64(negative, 1))};
+}
+inline VF32 KeepBits(unsigned bits, VF32 a) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane), lane);
+  return {_mm256_and_ps(a.v, _mm256_castsi256_ps(kept))};
+}
+inline VF64 KeepBits(unsigned bits, VF64 a) {
+  const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
+  const __m256i kept = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), lane), lane);
+  return {_mm256_and_pd(a.v, _mm256_castsi256_pd(kept))};
+}
+inline float ReduceSum(VF32 a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline double ReduceSum(VF64 a) {
+  const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+template <class V>
+auto LoadKey(const typename V::Key* p);
+template <>
+inline auto LoadKey<VF32>(const std::int32_t* p) {
+  return KI32{_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
+template <>
+inline auto LoadKey<VF64>(const std::int64_t* p) {
+  return KI64{_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
+template <class V>
+auto SetKey(typename V::Key k);
+template <>
+inline auto SetKey<VF32>(std::int32_t k) {
+  return KI32{_mm256_set1_epi32(k)};
+}
+template <>
+inline auto SetKey<VF64>(std::int64_t k) {
+  return KI64{_mm256_set1_epi64x(k)};
+}
+inline void StoreKey(KI32 a, std::int32_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+inline void StoreKey(KI64 a, std::int64_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+inline unsigned Greater(KI32 a, KI32 b) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.v, b.v))));
+}
+inline unsigned Greater(KI64 a, KI64 b) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(a.v, b.v))));
+}
+inline unsigned Equal(KI32 a, KI32 b) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a.v, b.v))));
+}
+inline unsigned Equal(KI64 a, KI64 b) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(a.v, b.v))));
+}
+
+}  // namespace
+}  // namespace gossamer

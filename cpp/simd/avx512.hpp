@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// 512-bit vectors: AVX-512 F, BW, DQ, VL, CD. The vocabulary is described in avx2.hpp.
+#pragma once
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gossamer {
+namespace {
+
+struct VF32 {
+  using Scalar = float;
+  using Key = std::int32_t;
+  using Unsigned = std::uint32_t;
+  static constexpr int lanes = 16;
+  __m512 v;
+};
+struct VF64 {
+  using Scalar = double;
+  using Key = std::int64_t;
+  using Unsigned = std::uint64_t;
+  static constexpr int lanes = 8;
+  __m512d v;
+};
+struct KI32 {
+  __m512i v;
+};
+struct KI64 {
+  __m512i v;
+};
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using V = VF32;
+};
+template <>
+struct Simd<double> {
+  using V = VF64;
+};
+
+template <class V>
+V Load(const typename V::Scalar* p);
+template <>
+inline VF32 Load<VF32>(const float* p) {
+  return {_mm512_loadu_ps(p)};
+}
+template <>
+inline VF64 Load<VF64>(const double* p) {
+  return {_mm512_loadu_pd(p)};
+}
+template <class V>
+V Set(typename V::Scalar x);
+template <>
+inline VF32 Set<VF32>(float x) {
+  return {_mm512_set1_ps(x)};
+}
+template <>
+inline VF64 Set<VF64>(double x) {
+  return {_mm512_set1_pd(x)};
+}
+inline void Store(VF32 a, float* p) { _mm512_storeu_ps(p, a.v); }
+inline void Store(VF64 a, double* p) { _mm512_storeu_pd(p, a.v); }
+inline VF32 Add(VF32 a, VF32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline VF64 Add(VF64 a, VF64 b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline VF32 Mul(VF32 a, VF32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline VF64 Mul(VF64 a, VF64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline VF32 MulAdd(VF32 a, VF32 b, VF32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline VF64 MulAdd(VF64 a, VF64 b, VF64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline VF32 Abs(VF32 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+inline VF64 Abs(VF64 a) { return {_mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v)}; }
+inline unsigned IsNaN(VF32 a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
+inline unsigned IsNaN(VF64 a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q); }
+inline unsigned NonZero(VF32 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+inline unsigned NonZero(VF64 a) { return _mm512_cmp_pd_mask(a.v, _mm512_setzero_pd(), _CMP_NEQ_UQ); }
+inline KI32 OrderKey(VF32 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  return {_mm512_xor_si512(bits, _mm512_srli_epi32(_mm512_srai_epi32(bits, 31), 1))};
+}
+inline KI64 OrderKey(VF64 a) {
+  const __m512i bits = _mm512_castpd_si512(a.v);
+  return {_mm512_xor_si512(bits, _mm512_srli_epi64(_mm512_srai_epi64(bits, 63), 1))};
+}
+inline VF32 KeepBits(unsigned bits, VF32 a) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)}; }
+inline VF64 KeepBits(unsigned bits, VF64 a) { return {_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), a.v)}; }
+inline float ReduceSum(VF32 a) { return _mm512_reduce_add_ps(a.v); }
+inline double ReduceSum(VF64 a) { return _mm512_reduce_add_pd(a.v); }
+
+template <class V>
+auto LoadKey(const typename V::Key* p);
+template <>
+inline auto LoadKey<VF32>(const std::int32_t* p) {
+  return KI32{_mm512_loadu_si512(p)};
+}
+template <>
+inline auto LoadKey<VF64>(const std::int64_t* p) {
+  return KI64{_mm512_loadu_si512(p)};
+}
+template <class V>
+auto SetKey(typename V::Key k);
+template <>
+inline auto SetKey<VF32>(std::int32_t k) {
+  return KI32{_mm512_set1_epi32(k)};
+}
+template <>
+inline auto SetKey<VF64>(std::int64_t k) {
+  return KI64{_mm512_set1_epi64(k)};
+}
+inline void StoreKey(KI32 a, std::int32_t* p) { _mm512_storeu_si512(p, a.v); }
+inline void StoreKey(KI64 a, std::int64_t* p) { _mm512_storeu_si512(p, a.v); }
+inline unsigned Greater(KI32 a, KI32 b) { return _mm512_cmpgt_epi32_mask(a.v, b.v); }
+inline unsigned Greater(KI64 a, KI64 b) { return _mm512_cmpgt_epi64_mask(a.v, b.v); }
+inline unsigned Equal(KI32 a, KI32 b) { return _mm512_cmpeq_epi32_mask(a.v, b.v); }
+inline unsigned Equal(KI64 a, KI64 b) { return _mm512_cmpeq_epi64_mask(a.v, b.v); }
+
+}  // namespace
+}  // namespace gossamer

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// One lane: plain C++ for every CPU. Operation names follow Google Highway's. See avx2.hpp for what each one means.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace gossamer {
+namespace {
+
+template <class T, class K, class U>
+struct Lane {
+  using Scalar = T;
+  using Key = K;
+  using Unsigned = U;
+  static constexpr int lanes = 1;
+  T v;
+};
+template <class K>
+struct KeyLane {
+  K v;
+};
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using V = Lane<float, std::int32_t, std::uint32_t>;
+};
+template <>
+struct Simd<double> {
+  using V = Lane<double, std::int64_t, std::uint64_t>;
+};
+
+template <class V>
+inline V Load(const typename V::Scalar* p) {
+  return {*p};
+}
+template <class V>
+inline V Set(typename V::Scalar x) {
+  return {x};
+}
+template <class V>
+inline void Store(V a, typename V::Scalar* p) {
+  *p = a.v;
+}
+template <class T, class K, class U>
+inline Lane<T, K, U> Add(Lane<T, K, U> a, Lane<T, K, U> b) {
+  return {a.v + b.v};
+}
+template <class T, class K, class U>
+inline Lane<T, K, U> Mul(Lane<T, K, U> a, Lane<T, K, U> b) {
+  return {a.v * b.v};
+}
+// a * b + c. Without an FMA unit it rounds twice: products may differ between instruction sets, scores never use it.
+template <class T, class K, class U>
+inline Lane<T, K, U> MulAdd(Lane<T, K, U> a, Lane<T, K, U> b, Lane<T, K, U> c) {
+  return {a.v * b.v + c.v};
+}
+template <class T, class K, class U>
+inline Lane<T, K, U> Abs(Lane<T, K, U> a) {
+  U bits;
+  std::memcpy(&bits, &a.v, sizeof bits);
+  bits &= static_cast<U>(~U{0}) >> 1;
+  std::memcpy(&a.v, &bits, sizeof bits);
+  return a;
+}
+template <class T, class K, class U>
+inline unsigned IsNaN(Lane<T, K, U> a) {
+  return a.v != a.v;
+}
+template <class T, class K, class U>
+inline unsigned NonZero(Lane<T, K, U> a) {
+  return a.v != T{0};
+}
+template <class T, class K, class U>
+inline KeyLane<K> OrderKey(Lane<T, K, U> a) {
+  K bits;
+  std::memcpy(&bits, &a.v, sizeof bits);
+  const K flip = static_cast<K>(static_cast<U>(bits >> (sizeof(K) * 8 - 1)) >> 1);
+  return {static_cast<K>(bits ^ flip)};
+}
+template <class T, class K, class U>
+inline Lane<T, K, U> KeepBits(unsigned bits, Lane<T, K, U> a) {
+  return (bits & 1) != 0 ? a : Lane<T, K, U>{0};
+}
+template <class T, class K, class U>
+inline T ReduceSum(Lane<T, K, U> a) {
+  return a.v;
+}
+template <class V>
+inline KeyLane<typename V::Key> LoadKey(const typename V::Key* p) {
+  return {*p};
+}
+template <class V>
+inline KeyLane<typename V::Key> SetKey(typename V::Key k) {
+  return {k};
+}
+template <class K>
+inline void StoreKey(KeyLane<K> a, K* p) {
+  *p = a.v;
+}
+template <class K>
+inline unsigned Greater(KeyLane<K> a, KeyLane<K> b) {
+  return a.v > b.v;
+}
+template <class K>
+inline unsigned Equal(KeyLane<K> a, KeyLane<K> b) {
+  return a.v == b.v;
+}
+
+}  // namespace
+}  // namespace gossamer

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gossamer: score every parameter, keep the top k, and multiply with what is left."""
+
+from gossamer.files import load, save
+from gossamer.layers import SparseLinear
+from gossamer.masks import Mask
+from gossamer.multiply import linear, matmul, sddmm
+from gossamer.pruning import adjust, apply_mask, prune
+from gossamer.schedules import Constant, Cosine, Cubic, Exponential, OneShot
+from gossamer.scoring import score
+from gossamer.selection import topk_mask
+from gossamer.sparse import SparseMatrix
+from gossamer.sparsifier import Sparsifier
+from gossamer.stats import Stats
+from gossamer.threads import get_num_threads, info, set_num_threads
+from gossamer.tuning import Budget, Result, tune
+
+__version__: str = info()["version"]
+
+__all__ = [
+    "Budget",
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Exponential",
+    "Mask",
+    "OneShot",
+    "Result",
+    "SparseLinear",
+    "SparseMatrix",
+    "Sparsifier",
+    "Stats",
+    "adjust",
+    "apply_mask",
+    "get_num_threads",
+    "info",
+    "linear",
+    "load",
+    "matmul",
+    "prune",
+    "save",
+    "score",
+    "sddmm",
+    "set_num_threads",
+    "topk_mask",
+    "tune",
+]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays of other libraries: seen as numpy views without a copy, and results handed back in the caller's library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gossamer import _core
+
+Array: TypeAlias = Any  # whatever array library the caller uses
+Host: TypeAlias = np.ndarray[Any, Any]
+
+_CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
+
+
+def host(x: Array, function: str, argument: str) -> Host:
+    """``x`` as a numpy array on the same memory.
+
+    Raises TypeError for what is no array, and RuntimeError for one on a device that this build cannot use.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    kind = type(x).__name__
+    if getattr(x, "__cuda_array_interface__", None) is not None:
+        raise RuntimeError(f"{function}: {argument} is a CUDA array ({kind}): {_core.info()['cuda']['reason']}")
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"{function}: {argument} must be an array (numpy, or one with __dlpack__), got {kind}")
+    if x.__dlpack_device__()[0] not in _CPU_DEVICES:
+        raise RuntimeError(f"{function}: {argument} is on a device ({kind}): {_core.info()['cuda']['reason']}")
+    if getattr(x, "requires_grad", False):
+        x = x.detach()
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError) as error:  # a dtype that numpy does not have, such as bfloat16
+        raise TypeError(f"{function}: {argument} must be float32 or float64, got {x.dtype}") from error
+
+
+def give_back(result: Host, like: Array) -> Array:
+    """``result`` in the library of ``like``, on the same memory."""
+    if isinstance(like, np.ndarray):
+        return result
+    from array_api_compat import array_namespace  # only callers of other libraries pay for this import
+
+    return array_namespace(like).from_dlpack(result)
+
+
+def output(out: Array | None, like: Array, shape: tuple[int, ...], dtype: Any, function: str) -> tuple[Host, Array]:
+    """A numpy view to write the result to, and the object to return: ``out``, or a new array like ``like``.
+
+    Raises ValueError when ``out`` has another shape; its dtype and memory are checked by the core.
+    """
+    if out is None:
+        fresh: Host = np.empty(shape, dtype)
+        return fresh, give_back(fresh, like)
+    view = host(out, function, "out")
+    if view.shape != tuple(shape):
+        raise ValueError(f"{function}: out must have the shape {tuple(shape)}, got {view.shape}")
+    return view, out
+
+
+def named(params: Array | Mapping[str, Array], function: str, argument: str) -> dict[str, Array]:
+    """The tensors of a params argument by name; one array has the name ""."""
+    if not isinstance(params, Mapping):
+        return {"": params}
+    for name in params:
+        if not isinstance(name, str):
+            raise TypeError(f"{function}: {argument} must have names of type str, got {name!r}")
+    return dict(params)
+
+
+def partner(value: Any, names: dict[str, Array], params: Any, function: str, argument: str) -> dict[str, Any]:
+    """The entries of an argument that goes along with params (grads, stats, prior, out); None stays None."""
+    if value is None:
+        return dict.fromkeys(names)
+    if isinstance(params, Mapping) != isinstance(value, Mapping):
+        expected = "a mapping" if isinstance(params, Mapping) else "one object, not a mapping"
+        raise TypeError(f"{function}: {argument} must be {expected}, as the first argument is, got {type(value).__name__}")
+    if not isinstance(value, Mapping):
+        return {"": value}
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise ValueError(f"{function}: {argument} must have an entry for every tensor, got none for {missing[0]!r}")
+    return {name: value[name] for name in names}
+
+
+def same_shape(x: Host, expected: tuple[int, ...], function: str, argument: str, name: str) -> None:
+    if x.shape != expected:
+        place = f" for {name!r}" if name else ""
+        raise ValueError(f"{function}: {argument} must have the shape {expected}, got {x.shape}{place}")
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """[shape[0], rest]; a vector is one row."""
+    if len(shape) < 2:
+        return 1, int(np.prod(shape, dtype=object))
+    return int(shape[0]), int(np.prod(shape[1:], dtype=object))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks, sparse matrices and arrays in safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gossamer._arrays import Array, Host, host
+from gossamer.masks import Mask
+from gossamer.sparse import SparseMatrix
+
+_KEY = "gossamer"  # of the entry in the file's metadata that says how tensors belong together
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask | Array]) -> None:
+    """Writes one safetensors file, atomically: on an error the old file, if any, is still there.
+
+    A matrix is stored as the tensors ``name.bitmask`` and ``name.values`` (the dense format too), a mask as
+    ``name.bitmask``, an array under its name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A name that is not a str, or is used twice after the endings are added; a value that is none of the three.
+    OSError
+        The file cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np, gossamer as gs, os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> gs.save(path, {"w": gs.SparseMatrix.from_dense(np.eye(3)), "b": np.zeros(3)})
+    >>> gs.load(path)["w"].nnz
+    3
+    """
+    arrays: dict[str, Host] = {}
+    kinds: dict[str, Any] = {}
+
+    def add(name: str, array: Host) -> None:
+        if name in arrays:
+            raise ValueError(f"save: names must stay different with their endings, got {name!r} twice")
+        arrays[name] = array
+
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"save: tensors must have names of type str, got {name!r}")
+        if isinstance(value, SparseMatrix):
+            add(f"{name}.bitmask", value.mask.packed)
+            add(f"{name}.values", value.values)
+            kinds[name] = {"kind": "matrix", "shape": value.shape, "format": value.format}
+        elif isinstance(value, Mask):
+            add(f"{name}.bitmask", value.packed)
+            kinds[name] = {"kind": "mask", "shape": value.shape}
+        else:
+            add(name, host(value, "save", f"tensors[{name!r}]"))
+            kinds[name] = {"kind": "array"}
+    write_tensors(path, arrays, {"tensors": kinds})
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what :func:`save` wrote; any other safetensors file gives its tensors as arrays.
+
+    Raises
+    ------
+    ValueError
+        The file is no safetensors file, or its parts do not fit together.
+    OSError
+        The file cannot be read.
+    """
+    arrays, meta = read_tensors(path, "load")
+    kinds = meta.get("tensors")
+    if not isinstance(kinds, dict):
+        return dict(arrays)
+    result: dict[str, Any] = {}
+    for name, entry in kinds.items():
+        try:
+            result[name] = _restore(name, entry, arrays)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"load: {os.fspath(path)}: tensor {name!r} must be whole, got {error}") from error
+    return result
+
+
+def _restore(name: str, entry: dict[str, Any], arrays: dict[str, Host]) -> Any:
+    kind = entry["kind"]
+    if kind == "array":
+        return arrays[name]
+    shape = tuple(entry["shape"])
+    if not all(isinstance(n, int) for n in shape):
+        raise ValueError(f"a shape of {shape}")
+    mask = Mask(shape, arrays[f"{name}.bitmask"])
+    if kind == "mask":
+        return mask
+    if kind != "matrix" or len(shape) != 2:
+        raise ValueError(f"the kind {kind!r} with shape {shape}")
+    return SparseMatrix._from_mask(mask, arrays[f"{name}.values"], str(entry["format"]))
+
+
+def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: dict[str, Any]) -> None:
+    """Writes beside the target and then replaces it, so that a full disk or a kill leaves nothing half-written."""
+    from safetensors.numpy import save as serialize
+
+    target = Path(path)
+    data = serialize({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {_KEY: json.dumps(meta)})
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's file is readable by its owner alone
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: str | os.PathLike[str], function: str) -> tuple[dict[str, Host], dict[str, Any]]:
+    """The arrays of a safetensors file and gossamer's entry in its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # an OSError that names the file, where safetensors would raise its own
+        pass
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            meta = (file.metadata() or {}).get(_KEY)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        known = json.loads(meta) if meta is not None else {}
+    except (SafetensorError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{function}: {os.fspath(path)} must be a safetensors file, got {error}") from error
+    if not isinstance(known, dict):
+        raise ValueError(f"{function}: {os.fspath(path)} must have a mapping as metadata, got {type(known).__name__}")
+    return arrays, known

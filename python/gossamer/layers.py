@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear layer with sparse weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gossamer._arrays import Array, Host, give_back, host
+from gossamer.multiply import activation_grad, linear, sddmm
+from gossamer.sparse import SparseMatrix
+
+
+class SparseLinear:
+    """``act(X @ A.T + bias)`` with its gradients; weights ``a`` ``[out, in]``, activations ``[batch, in]``.
+
+    Parameters
+    ----------
+    a : the weights.
+    bias : ``[out]`` or None; copied.
+    activation : as in :func:`gossamer.matmul`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``a`` is no SparseMatrix; a bias of another length.
+
+    Examples
+    --------
+    >>> import numpy as np, gossamer as gs
+    >>> lin = gs.SparseLinear(gs.SparseMatrix.from_dense(np.array([[2.0, 0.0]])), bias=np.array([1.0]))
+    >>> x = np.array([[3.0, 4.0]])
+    >>> lin(x).tolist()
+    [[7.0]]
+    >>> dx, dvalues, dbias = lin.backward(np.array([[1.0]]), x)
+    >>> dx.tolist(), dvalues.tolist(), dbias.tolist()
+    ([[2.0, 0.0]], [3.0], [1.0])
+    """
+
+    def __init__(self, a: SparseMatrix, bias: Array | None = None, activation: str | None = None) -> None:
+        if not isinstance(a, SparseMatrix):
+            raise TypeError(f"SparseLinear: a must be a SparseMatrix, got {type(a).__name__}")
+        self.a = a
+        self.bias: Host | None = None
+        if bias is not None:
+            view = host(bias, "SparseLinear", "bias")
+            if view.dtype not in (np.float32, np.float64):
+                raise TypeError(f"SparseLinear: bias must be float32 or float64, got {view.dtype}")
+            if view.shape != (a.shape[0],):
+                raise ValueError(f"SparseLinear: bias must have the shape {(a.shape[0],)}, got {view.shape}")
+            self.bias = np.array(view)
+        self.activation = activation
+        if activation is not None:  # an unknown name fails here and not at the first call
+            activation_grad(np.zeros((1, 1)), np.zeros((1, 1)), activation)
+
+    def __call__(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
+        """``act(x @ A.T + bias) + residual``, ``[batch, out]``."""
+        return linear(x, self.a, bias=self.bias, activation=self.activation, residual=residual, out=out)
+
+    def backward(self, dy: Array, x: Array) -> tuple[Array, Array, Array | None]:
+        """The gradients of a loss from ``dy`` ``[batch, out]``, its gradient by this layer's output for input ``x``.
+
+        Returns
+        -------
+        ``(dx, dvalues, dbias)``: ``[batch, in]``; ``[nnz]`` in the order of ``a.values``; ``[out]``, or None without a
+        bias. Pruned positions have no gradient. With an activation, the output before it is computed again.
+        """
+        f = "SparseLinear.backward"
+        grad, inputs = host(dy, f, "dy"), host(x, f, "x")
+        for name, array, width in (("x", inputs, self.a.shape[1]), ("dy", grad, self.a.shape[0])):
+            if array.ndim != 2 or array.shape != (inputs.shape[0], width):
+                batch = inputs.shape[0] if inputs.ndim == 2 else "batch"
+                raise ValueError(f"{f}: {name} must have the shape ({batch}, {width}), got {array.shape}")
+        if self.activation is not None:
+            grad = activation_grad(linear(inputs, self.a, bias=self.bias), grad, self.activation)
+        dx = linear(grad, self.a.T)
+        dvalues = sddmm(grad.T, inputs.T, self.a).values
+        dbias = None if self.bias is None else grad.sum(axis=0, dtype=np.float64).astype(grad.dtype)
+        return give_back(dx, dy), _own(dvalues, dy), None if dbias is None else give_back(dbias, dy)
+
+    def __repr__(self) -> str:
+        return f"SparseLinear({self.a!r}, bias={self.bias is not None}, activation={self.activation!r})"
+
+
+def _own(values: Host, like: Array) -> Array:
+    """Gradients belong to the caller, who may change them."""
+    values.flags.writeable = True
+    return give_back(values, like)

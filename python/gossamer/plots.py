@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a report: accuracy against sparsity, accuracy over time, density per layer, inputs still used.
+
+Each function takes a report (see :mod:`gossamer.reporting`) and returns a matplotlib figure, or None where the report
+lacks what the picture needs. matplotlib is imported on first use and without pyplot: no window, no global state.
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; nothing is told by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PLOTS", "save_plots"]
+
+Report = Mapping[str, Any]
+
+BLUE, ORANGE, GREEN, INK, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#1F2933", "#5F6B76", "#E4E8EC"
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 6.5,
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "gossamer",  # ids in the SVG depend on content only
+}
+
+
+def save_plots(folder: Path, report: Report) -> list[str]:
+    """Draw what the report holds as NAME.svg and NAME.png in `folder`; the names in the order of a story.
+
+    Equal reports give equal bytes (with one version of matplotlib). Raises OSError where a file cannot be written.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    names = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in PLOTS.items():
+            figure = draw(report)
+            if figure is not None:
+                FigureCanvasAgg(figure)
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+                figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+                names.append(name)
+    return names
+
+
+def accuracy_against_sparsity(report: Report) -> Figure | None:
+    """The validation metric of each round, beside cutting once without training and the dense network."""
+    measure = _Measure(report)
+    rounds = [entry for entry in report.get("history", ()) if entry.get(measure.key) is not None]
+    if not rounds:
+        return None
+    figure, (axes,) = _figure(1)
+    dense = report.get("dense", {}).get(f"validation_{measure.name}")
+    start = [] if dense is None else [{"sparsity": 0.0, measure.key: dense}]
+    if dense is not None:
+        axes.axhline(measure.scale * dense, color=GREY, linewidth=1.4, linestyle=(0, (5, 3)), zorder=1.5)
+        axes.annotate(f"dense {measure.text(dense)}", (0, measure.scale * dense), (2, 6), textcoords="offset points", color=GREY)
+    cut = report.get("one_shot", {}).get("curve", ())
+    for entries, color, marker, line, label in (
+        (cut, ORANGE, "s", "--", "pruned in one shot"),
+        ([e for e in rounds if e.get("accepted")], BLUE, "o", "-", "pruned in rounds, with training"),
+    ):
+        if entries:
+            points = sorted([*start, *entries], key=lambda entry: float(entry["sparsity"]))
+            x, y = _percent(points), measure.values(points)
+            axes.plot(x, y, color=color, marker=marker, linestyle=line, label=label)
+            below = dense is None or (y[-1] < measure.scale * dense)
+            axes.annotate(
+                measure.text(points[-1][measure.key]), (x[-1], y[-1]), (0, -17 if below else 9),
+                textcoords="offset points", color=color, ha="center", fontweight="bold",
+            )  # fmt: skip
+    rejected = [entry for entry in rounds if not entry.get("accepted")]
+    if rejected:
+        x, y = _percent(rejected), measure.values(rejected)
+        axes.plot(x, y, "o", markerfacecolor="white", markeredgecolor=BLUE, markeredgewidth=1.8, label="round rejected")
+    axes.set_xlabel("weights removed (%)")
+    axes.set_ylabel(measure.label)
+    axes.margins(0.05, 0.14)
+    axes.legend(loc="lower left" if measure.name == "accuracy" else "upper left")
+    title = f"{measure.name.capitalize()} as weights are removed"
+    if cut and dense is not None and cut[-1]["accuracy"] + 0.05 < dense < rounds[-1]["accuracy"] + 0.02:
+        title = "Pruning in rounds keeps the accuracy that one cut loses"  # said only where it is true
+    return _titled(figure, axes, title, _subject(report))
+
+
+def accuracy_over_time(report: Report) -> Figure | None:
+    """The validation metric (above) and the sparsity (below) after each epoch or round."""
+    measure = _Measure(report)
+    curve = [point for point in report.get("curve", ()) if point.get(measure.key) is not None]
+    if len(curve) < 2:
+        return None
+    figure, (upper, lower) = _figure(2)
+    steps = [point["step"] for point in curve]
+    upper.plot(steps, measure.values(curve), color=BLUE, marker="o", markersize=4)
+    lower.fill_between(steps, _percent(curve), color=GREEN, alpha=0.22, linewidth=0, step="pre")
+    lower.plot(steps, _percent(curve), color=GREEN, drawstyle="steps-pre")
+    lower.annotate(f"{_percent(curve)[-1]:.1f} %", (steps[-1], _percent(curve)[-1]), (0, -17), textcoords="offset points",
+                   color=GREEN, ha="right", fontweight="bold")  # fmt: skip
+    dense = [step for step, point in zip(steps, curve, strict=True) if point["phase"] == "dense"]
+    if 1 < len(dense) < len(steps):
+        for axes in (upper, lower):
+            axes.axvline(dense[-1], color=GREY, linewidth=1.2, linestyle=":")
+        for text, side in (("dense training ", "right"), (" pruning in rounds", "left")):
+            upper.text(dense[-1], 0.04, text, color=GREY, ha=side, transform=upper.get_xaxis_transform())
+    upper.set_ylabel(measure.label)
+    upper.margins(y=0.12)
+    lower.set_ylabel("removed (%)")
+    lower.set_ylim(0, 108)
+    lower.set_yticks([0, 50, 100])
+    lower.set_xlabel(report.get("unit", "training step"))
+    lower.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    return _titled(figure, upper, f"{measure.name.capitalize()} while the network is trained and thinned", _subject(report))
+
+
+def density_per_layer(report: Report) -> Figure | None:
+    """The share of weights that each layer keeps, with the counts."""
+    layers = report.get("layers", ())
+    if not layers:
+        return None
+    figure, (axes,) = _figure(1, height=1.7 + 0.62 * len(layers))
+    densities = [100 * layer["density"] for layer in layers]
+    bars = axes.barh([layer["name"] for layer in layers], densities, color=BLUE, height=0.62)
+    counts = [f" {d:.1f} %   {layer['nnz']:,} of {layer['size']:,}" for d, layer in zip(densities, layers, strict=True)]
+    axes.bar_label(bars, counts, color=INK, padding=3)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, max(1.0, 1.75 * max(densities)))
+    axes.set_xlabel("weights kept (%)")
+    return _titled(figure, axes, "Where the remaining weights are", _subject(report))
+
+
+def inputs_used(report: Report) -> Figure | None:
+    """For images: how many first-layer weights each pixel keeps."""
+    counts = report.get("inputs", ())
+    if not counts:
+        return None
+    figure, (axes,) = _figure(1, width=5.6, height=5.0)
+    axes.grid(visible=False)
+    axes.set_axis_off()
+    picture = axes.imshow(counts, cmap="cividis", vmin=0, interpolation="nearest")
+    figure.colorbar(picture, ax=axes, shrink=0.85, label="first-layer weights kept").outline.set_visible(False)  # type: ignore[operator]
+    unused = sum(count == 0 for row in counts for count in row)
+    total = sum(len(row) for row in counts)
+    return _titled(figure, axes, "The pixels that the pruned network looks at", f"{unused} of {total} are not read at all")
+
+
+PLOTS: dict[str, Callable[[Report], Figure | None]] = {
+    "accuracy_against_sparsity": accuracy_against_sparsity,
+    "accuracy_over_time": accuracy_over_time,
+    "density_per_layer": density_per_layer,
+    "inputs_used": inputs_used,
+}
+
+
+def _figure(panels: int, width: float = 7.6, height: float = 4.6) -> tuple[Figure, tuple[Axes, ...]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height if panels == 1 else height + 0.8), layout="constrained")
+    ratios = (2.4, 1.0)[:panels]
+    axes = figure.subplots(panels, sharex=True, squeeze=False, height_ratios=ratios)
+    return figure, tuple(axes[:, 0])
+
+
+def _titled(figure: Figure, axes: Axes, title: str, subtitle: str) -> Figure:
+    axes.set_title(f"{title}\n", loc="left", fontsize=13.5, fontweight="bold", color=INK)
+    axes.annotate(subtitle, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=GREY, fontsize=10.5)
+    return figure
+
+
+class _Measure:
+    """How a report's validation metric is drawn: accuracies in percent, losses as they are."""
+
+    def __init__(self, report: Report) -> None:
+        self.name = str(report.get("metric", "accuracy"))
+        self.key, self.scale, self.label = (
+            ("accuracy", 100.0, "validation accuracy (%)")
+            if self.name == "accuracy"
+            else ("validation_loss", 1.0, "validation loss")
+        )
+
+    def values(self, points: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [self.scale * float(point[self.key]) for point in points]
+
+    def text(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.name == "accuracy" else f"{value:.3f}"
+
+
+def _percent(points: Sequence[Mapping[str, Any]], key: str = "sparsity") -> list[float]:
+    return [100 * float(point[key]) for point in points]
+
+
+def _subject(report: Report) -> str:
+    """One line below the title: model, data, method."""
+    known = [str(report[key]) for key in ("model", "data", "method") if report.get(key)]
+    return " · ".join(known)

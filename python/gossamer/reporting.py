@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: report.json for machines, report.md for people, plots as SVG and PNG; complete or not at all.
+
+A report is a dict of plain values. What the writers and the plots look at (all of it optional):
+``model data method seed metric`` · ``dense one_shot final`` with ``accuracy validation_accuracy validation_loss sparsity
+bytes flops`` (``one_shot.curve``: what cutting once gives at other sparsities) · ``history``, one entry a round:
+``sparsity validation_loss accuracy accepted`` · ``curve``, one entry an epoch: ``step phase accuracy sparsity`` ·
+``layers``: ``name nnz size density`` · ``inputs``, counts per pixel · ``latency``: ``batch dense sparse`` · ``seconds``.
+Accuracies are shares in [0, 1], on test data unless the name says validation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gossamer import plots
+
+if TYPE_CHECKING:
+    from gossamer.tuning import Result
+
+__all__ = ["markdown", "save_report", "staged", "to_json", "tune_report", "write_report"]
+
+Report = Mapping[str, Any]
+
+
+@contextmanager
+def staged(folder: str | PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, whose content appears in `folder` once the block ends without an error.
+
+    `folder` is made if need be, with its parents; files of the same names in it are replaced, others stay. Everything
+    is written before the first file moves, on the same file system, so a full disk leaves nothing half-written.
+    Raises OSError at once where nothing can be written.
+    """
+    target = Path(folder).absolute()
+    base = target
+    while not base.is_dir():  # the nearest folder there is; a file in its place makes mkdir below fail
+        if base.exists() or base.is_symlink():
+            raise NotADirectoryError(20, os.strerror(20), str(folder))
+        base = base.parent
+    stage = base / f".gossamer-{secrets.token_hex(6)}"
+    stage.mkdir()
+    try:
+        yield stage
+        for path in stage.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # some file systems tell only now that they are full
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(stage.iterdir()):
+            os.replace(path, target / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def save_report(folder: str | PathLike[str], report: Report) -> None:
+    """`write_report` into `folder`, complete or not at all. Raises OSError."""
+    with staged(folder) as stage:
+        write_report(stage, report)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """report.json, report.md and the plots the report has values for, into an existing folder."""
+    (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    names = plots.save_plots(folder, report)
+    (folder / "report.md").write_text(markdown(report, names), encoding="utf-8")
+
+
+def to_json(report: Report) -> str:
+    """The report as strict JSON: infinities and NaN become null."""
+    return json.dumps(_plain(report), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def markdown(report: Report, pictures: list[str] | None = None) -> str:
+    """The report as Markdown: the table of networks, the pictures (by name, as SVG files beside it), the rounds."""
+    lines = [f"# {report.get('title', 'gossamer report')}", ""]
+    about = [f"{key.replace('_', ' ')}: {report[key]}" for key in ("data", "model", "method", "seed") if report.get(key) is not None]
+    lines += [" · ".join(about), ""] if about else []
+    rows = summary(report)
+    lines += [*_table(rows), ""] if rows else []
+    lines += [f"- {note}" for note in report.get("notes", ())]
+    for name in pictures or ():
+        lines += ["", f"![{name.replace('_', ' ')}]({name}.svg)"]
+    if report.get("history"):
+        rounds = [["round", "removed", "validation loss", "validation accuracy", ""]]
+        for number, entry in enumerate(report["history"], start=1):
+            verdict = "accepted" if entry.get("accepted") else "rejected"
+            loss = entry.get("validation_loss")
+            rounds.append(
+                [str(number), percent(entry["sparsity"]), "" if loss is None else f"{loss:.4f}", percent(entry.get("accuracy")), verdict]
+            )
+        lines += ["", "## Rounds", "", *_table(rounds)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def summary(report: Report) -> list[list[str]]:
+    """The networks side by side, as text: a head row, then dense, one shot and final, as far as the report has them."""
+    columns = {
+        "accuracy": ("test accuracy", percent),
+        "validation_accuracy": ("validation accuracy", percent),
+        "loss": ("test loss", "{:.4f}".format),
+        "validation_loss": ("validation loss", "{:.4f}".format),
+        "sparsity": ("removed", percent),
+        "bytes": ("bytes", "{:,}".format),
+        "flops": ("FLOPs", "{:,}".format),
+    }
+    networks = {"dense": "dense", "one_shot": "pruned in one shot", "final": "pruned in rounds"}
+    found = {label: report[key] for key, label in networks.items() if report.get(key)}
+    used = [key for key in columns if any(values.get(key) is not None for values in found.values())]
+    rows = [[label, *("" if v.get(k) is None else columns[k][1](v[k]) for k in used)] for label, v in found.items()]
+    return [["network", *(columns[key][0] for key in used)], *rows] if rows else []
+
+
+def percent(share: float | None) -> str:
+    """``0.95`` as ``95.00 %``; nothing for None."""
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def tune_report(result: Result, folder: str | PathLike[str]) -> None:
+    """report.json, report.md and plots of a `gossamer.tune` result. Raises OSError, with nothing half-written."""
+    metric = result.budget.metric
+    key = "accuracy" if metric == "accuracy" else "validation_loss"
+    validation = f"validation_{metric}"
+    start = {"step": 0, "phase": "dense", key: result.baseline, "sparsity": 0.0}
+    rounds = [{"sparsity": r.sparsity, key: r.validation, "accepted": r.accepted, "target": r.target} for r in result.history]
+    masks = result.mask if isinstance(result.mask, Mapping) else {"weights": result.mask}
+    save_report(
+        folder,
+        {
+            "title": f"gossamer tune: {percent(result.sparsity)} of the weights removed",
+            "metric": metric,
+            "budget": {"max_drop": result.budget.max_drop, "metric": metric},
+            "dense": {validation: result.baseline, "sparsity": 0.0},
+            "final": {metric: result.test, validation: result.validation, "sparsity": result.sparsity},
+            "history": rounds,
+            "curve": [start, *({"step": r.number, "phase": "prune", **e} for r, e in zip(result.history, rounds, strict=True))],
+            "unit": "round",
+            "layers": [layer(name, mask.nnz, math.prod(mask.shape)) for name, mask in masks.items()],
+            "seconds": sum(r.seconds for r in result.history),
+        },
+    )
+
+
+def layer(name: str, nnz: int, size: int) -> dict[str, Any]:
+    """An entry of a report's `layers`."""
+    return {"name": name, "nnz": nnz, "size": size, "density": nnz / size if size else 0.0}
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    head, *body = rows
+    ruler = ["---", *("---:" for _ in head[1:])]
+    return ["| " + " | ".join(row) + " |" for row in (head, ruler, *body)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

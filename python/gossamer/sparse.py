@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse matrices: one structure, several formats."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gossamer import _core
+from gossamer._arrays import Array, Host, host, matrix_shape
+from gossamer.masks import Mask, packed_bits
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+_FORMATS = ("auto", "csr", "dense")
+_LATER = ("panel", "bitmask", "n:m", "bsr")
+# The density up to which CSR is taken by "auto": where this version's CSR kernel meets OpenBLAS's dense product, rounded
+# down (`python bench/breakeven.py`). A calibrated model takes its place when the faster formats come.
+CSR_BELOW_DENSITY = 0.15
+
+
+def index_dtype(cols: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if cols <= np.iinfo(np.int32).max else np.int64
+
+
+class Structure:
+    """Which positions a matrix keeps, as a mask or as CSR; each is made from the other when first asked for.
+
+    Immutable and shared: by every matrix with the same positions, and by any number of threads.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, mask: Mask | None = None, csr: tuple[Host, Host] | None = None) -> None:
+        self.shape = shape
+        self._mask, self._csr = mask, csr
+        self._transposed: tuple[Structure, Host] | None = None
+        self._lock = threading.RLock()
+        self.nnz = mask.nnz if mask is not None else int(csr[0][-1]) if csr is not None else 0
+        if csr is not None:
+            _freeze(*csr)
+
+    def mask(self) -> Mask:
+        with self._lock:
+            if self._mask is None:
+                packed = Mask._blank(self.shape)
+                _core.pattern_to_mask(*self.shape, *self.csr(), packed)
+                self._mask = Mask._own(self.shape, packed, self.nnz)
+            return self._mask
+
+    def csr(self) -> tuple[Host, Host]:
+        """indptr int64 ``[rows + 1]`` and the column indices ``[nnz]``."""
+        with self._lock:
+            if self._csr is None:
+                packed = self.mask().packed
+                indptr = np.empty(self.shape[0] + 1, np.int64)
+                _core.mask_to_indptr(packed, *self.shape, indptr)
+                indices = np.empty(self.nnz, index_dtype(self.shape[1]))
+                _core.mask_to_indices(packed, *self.shape, indptr, indices)
+                self._csr = _freeze(indptr, indices)
+            return self._csr
+
+    def transposed(self) -> tuple[Structure, Host]:
+        """The structure of the transpose, and where each of its values lies among this one's."""
+        with self._lock:
+            if self._transposed is None:
+                rows, cols = self.shape
+                indptr = np.empty(cols + 1, np.int64)
+                indices, order = np.empty(self.nnz, index_dtype(rows)), np.empty(self.nnz, np.int64)
+                _core.transpose(rows, cols, *self.csr(), indptr, indices, order)
+                _freeze(order)
+                self._transposed = Structure((cols, rows), csr=(indptr, indices)), order
+            return self._transposed
+
+    @property
+    def nbytes(self) -> int:
+        held = 0 if self._mask is None else self._mask.packed.nbytes
+        held += 0 if self._csr is None else sum(a.nbytes for a in self._csr)
+        if self._transposed is not None:
+            held += self._transposed[0].nbytes + self._transposed[1].nbytes
+        return held
+
+
+def _freeze(*arrays: Host) -> Any:
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
+class SparseMatrix:
+    """An immutable sparse matrix ``[rows, cols]`` of float32 or float64 that any number of threads may share.
+
+    Made by :meth:`from_dense`, :meth:`from_scipy` or :meth:`from_csr`. Shape, nnz, values and the pattern never depend
+    on the format, dense included.
+
+    Examples
+    --------
+    >>> import numpy as np, gossamer as gs
+    >>> w = np.array([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]])
+    >>> a = gs.SparseMatrix.from_dense(w, format="csr")
+    >>> a.shape, a.nnz, a.values.tolist()
+    ((3, 2), 2, [2.0, 1.0])
+    >>> (a @ np.array([10.0, 1.0])).tolist()
+    [2.0, 0.0, 10.0]
+    """
+
+    __slots__ = ("_dense", "_format", "_plan", "_structure", "_values")
+
+    _structure: Structure
+    _values: Host | None  # None for "dense", which holds them in place
+    _dense: Host | None
+    _format: str
+    _plan: str
+
+    def __init__(self) -> None:
+        raise TypeError("SparseMatrix: use from_dense, from_scipy or from_csr")
+
+    @classmethod
+    def _make(cls, structure: Structure, values: Host, format: str, plan: str) -> SparseMatrix:
+        a = cls.__new__(cls)
+        a._structure, a._format, a._plan = structure, format, plan
+        a._values = a._dense = None
+        if format == "dense":
+            a._dense = np.zeros(structure.shape, values.dtype)
+            _core.values_to_dense(*structure.shape, *structure.csr(), values, a._dense)
+            _freeze(a._dense)
+        else:
+            a._values = values
+            _freeze(values)
+        return a
+
+    @classmethod
+    def from_dense(
+        cls, w: Array, mask: Mask | None = None, *, format: str = "auto", dtype: Any = None
+    ) -> SparseMatrix:
+        """The kept elements of a dense array.
+
+        Parameters
+        ----------
+        w : float32 or float64, read as the matrix ``[shape[0], rest]``.
+        mask : what is kept, zeros included; None keeps everything that is not zero.
+        format : ``"csr"``, ``"dense"``, or ``"auto"``: the one that the density speaks for; ``a.plan`` says why.
+        dtype : of the values; None keeps ``w``'s.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A dtype that is not supported, a mask of another shape, an unknown format.
+        NotImplementedError
+            A format of the API that this version does not have yet.
+        """
+        dense = host(w, "SparseMatrix.from_dense", "w")
+        shape = matrix_shape(dense.shape)
+        if mask is None:
+            packed = Mask._blank(shape)
+            _core.nonzero_mask("SparseMatrix.from_dense", dense, packed)
+        else:
+            packed = packed_bits(mask, dense.shape, "SparseMatrix.from_dense", "mask")
+        structure = Structure(shape, mask=Mask._own(shape, packed))
+        values = np.empty(structure.nnz, dense.dtype)
+        _core.mask_to_values("SparseMatrix.from_dense", dense, packed, structure.csr()[0], values)
+        values = values.astype(_value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False)
+        return cls._make(structure, values, *_choose(format, structure, "SparseMatrix.from_dense"))
+
+    @classmethod
+    def from_csr(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> SparseMatrix:
+        """A matrix from CSR arrays, which are copied and checked.
+
+        Parameters
+        ----------
+        indptr : integers ``[rows + 1]``, from 0 to nnz, never falling.
+        indices : integers ``[nnz]`` in ``[0, cols)``, sorted and unique within a row.
+        values : float32 or float64 ``[nnz]``.
+        shape : ``(rows, cols)``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Anything else; the message names the first row that is wrong.
+        """
+        f = "SparseMatrix.from_csr"
+        rows, cols = _check_shape(shape, f)
+        starts, columns = _integers(indptr, f, "indptr"), _integers(indices, f, "indices")
+        data = host(values, f, "values")
+        dtype = _value_dtype(data.dtype, f)
+        if starts.shape != (rows + 1,):
+            raise ValueError(f"{f}: indptr must have {rows + 1} entries for shape {(rows, cols)}, got shape {starts.shape}")
+        if columns.ndim != 1:
+            raise ValueError(f"{f}: indices must have one dimension, got shape {columns.shape}")
+        if data.shape != columns.shape:
+            raise ValueError(f"{f}: values must have as many entries as indices, {columns.shape}, got {data.shape}")
+        _core.check_csr(f, rows, cols, starts, columns)
+        structure = Structure((rows, cols), csr=(starts, columns.astype(index_dtype(cols), copy=False)))
+        return cls._make(structure, np.array(data, dtype, order="C"), "csr", "csr: as given")
+
+    @classmethod
+    def _from_mask(cls, mask: Mask, values: Host, format: str) -> SparseMatrix:
+        """From what a file holds; ValueError where it does not fit together."""
+        f = "SparseMatrix"
+        if values.shape != (mask.nnz,):
+            raise ValueError(f"{f}: values must have the shape {(mask.nnz,)}, got {values.shape}")
+        shape = matrix_shape(mask.shape)
+        structure = Structure(shape, mask=Mask._own(shape, mask.packed, mask.nnz))
+        return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), *_choose(format, structure, f))
+
+    @classmethod
+    def from_scipy(cls, a: Any) -> SparseMatrix:
+        """A scipy sparse matrix or array of any format; duplicates are summed, indices sorted, explicit zeros kept."""
+        f = "SparseMatrix.from_scipy"
+        if not hasattr(a, "tocsr"):
+            raise TypeError(f"{f}: a must be a scipy sparse matrix, got {type(a).__name__}")
+        _value_dtype(a.dtype, f)
+        csr = a.tocsr(copy=True)
+        csr.sum_duplicates()  # sorts too
+        return cls.from_csr(csr.indptr, csr.indices, csr.data, csr.shape)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """A ``scipy.sparse.csr_array`` of its own memory."""
+        import scipy.sparse
+
+        indptr, indices = self._structure.csr()
+        return scipy.sparse.csr_array((np.array(self.values), indices.copy(), indptr.copy()), shape=self.shape)
+
+    def to_dense(self) -> Host:
+        """A dense array ``[rows, cols]`` of its own memory."""
+        if self._dense is not None:
+            return self._dense.copy()
+        dense = np.zeros(self.shape, self.dtype)
+        _core.values_to_dense(*self.shape, *self._structure.csr(), self.values, dense)
+        return dense
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._structure.shape
+
+    @property
+    def nnz(self) -> int:
+        """Kept positions, whatever their values."""
+        return self._structure.nnz
+
+    @property
+    def density(self) -> float:
+        rows, cols = self.shape
+        return self.nnz / (rows * cols) if rows * cols else 1.0
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        held = self._dense if self._values is None else self._values
+        assert held is not None
+        return held.dtype
+
+    @property
+    def format(self) -> str:
+        return self._format
+
+    @property
+    def plan(self) -> str:
+        """What was picked and why, in a sentence."""
+        return self._plan
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: values, structure, and what has been derived from them and kept (the transpose, the mask)."""
+        return self._structure.nbytes + sum(a.nbytes for a in (self._values, self._dense) if a is not None)
+
+    @property
+    def mask(self) -> Mask:
+        """The kept positions."""
+        return self._structure.mask()
+
+    @property
+    def values(self) -> Host:
+        """The values ``[nnz]`` in row-major order of the kept positions, read-only."""
+        if self._values is not None:
+            return self._values
+        assert self._dense is not None
+        values = np.empty(self.nnz, self.dtype)
+        _core.mask_to_values("SparseMatrix.values", self._dense, self.mask.packed, self._structure.csr()[0], values)
+        _freeze(values)
+        return values
+
+    def with_values(self, v: Array) -> SparseMatrix:
+        """The same structure with other values ``[nnz]`` (copied; converted to float32 or float64 never)."""
+        f = "SparseMatrix.with_values"
+        data = host(v, f, "v")
+        dtype = _value_dtype(data.dtype, f)
+        if data.shape != (self.nnz,):
+            raise ValueError(f"{f}: v must have the shape {(self.nnz,)}, got {data.shape}")
+        return SparseMatrix._make(self._structure, np.array(data, dtype, order="C"), self._format, self._plan)
+
+    @property
+    def T(self) -> SparseMatrix:
+        """The transpose. Its structure is made once and kept; its values are gathered at each call."""
+        structure, order = self._structure.transposed()
+        return SparseMatrix._make(structure, self.values[order], self._format, self._plan)
+
+    def __matmul__(self, x: Array) -> Array:
+        from gossamer.multiply import matmul
+
+        return matmul(self, x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.shape, *self._structure.csr(), self.values, self._format, self._plan)
+
+    def __repr__(self) -> str:
+        return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self._format!r})"
+
+
+def _rebuild(
+    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, format: str, plan: str
+) -> SparseMatrix:
+    checked = SparseMatrix.from_csr(indptr, indices, values, shape)
+    return SparseMatrix._make(checked._structure, np.array(values), format if format in _FORMATS[1:] else "csr", str(plan))
+
+
+def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]:
+    """The format and the plan's sentence."""
+    if format in _FORMATS[1:]:
+        return format, f"{format}: as asked for"
+    rows, cols = structure.shape
+    density = structure.nnz / (rows * cols) if rows * cols else 0.0
+    if format == "auto":
+        chosen, relation = ("csr", "at most") if density <= CSR_BELOW_DENSITY else ("dense", "above")
+        return chosen, f"{chosen}: density {density:.4f} is {relation} {CSR_BELOW_DENSITY}, where CSR and dense take equally long"
+    if format in _LATER or (isinstance(format, str) and (format.startswith("bsr:") or format.replace(":", "").isdigit())):
+        raise NotImplementedError(f"{function}: format {format!r} is not in this version (csr, dense and auto are)")
+    if not isinstance(format, str):
+        raise TypeError(f"{function}: format must be a str, got {format!r}")
+    raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS + _LATER)}, got {format!r}")
+
+
+def _value_dtype(dtype: Any, function: str) -> np.dtype[Any]:
+    try:
+        known = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{function}: dtype must be float32 or float64, got {dtype!r}") from error
+    if known not in (np.float32, np.float64):
+        raise TypeError(f"{function}: the values' dtype must be float32 or float64, got {known}")
+    return known.newbyteorder("=")
+
+
+def _check_shape(shape: Any, function: str) -> tuple[int, int]:
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, (int, np.integer)) for n in shape):
+        raise TypeError(f"{function}: shape must be two ints (rows, cols), got {shape!r}")
+    if len(shape) != 2:
+        raise ValueError(f"{function}: shape must be two ints (rows, cols), got {shape!r}")
+    rows, cols = (int(n) for n in shape)
+    if not (0 <= rows < 1 << 62 and 0 <= cols < 1 << 62):
+        raise ValueError(f"{function}: shape must be at least 0 and fit into 62 bits, got {(rows, cols)}")
+    return rows, cols
+
+
+def _integers(x: Array, function: str, argument: str) -> Host:
+    """A copy as int64; what does not fit is refused, not wrapped."""
+    array = host(x, function, argument)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{function}: {argument} must be integers, got {array.dtype}")
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{function}: {argument} must fit into int64, got {int(array.max())}")
+    return array.astype(np.int64)

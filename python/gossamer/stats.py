@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running statistics that importance criteria need: accumulated batch by batch, mergeable, savable."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from gossamer import _core
+from gossamer._arrays import Array, Host, host, same_shape
+
+_KINDS = ("norm", "grad2", "movement")
+
+
+class Stats:
+    """A float64 accumulator. Each sum takes its terms in order, so results do not depend on threads.
+
+    ========== ================================== ======================================= =====================
+    kind       ``update``                         ``values``                              used by
+    ========== ================================== ======================================= =====================
+    norm       ``x [..., in]``                    ``||x_j||_2`` per input, ``[in]``       wanda (arXiv 2306.11695)
+    grad2      per-sample grads ``[batch, *s]``   mean of ``g**2`` over samples, ``s``    fisher (arXiv 1801.05787)
+    movement   ``(weights, grads)``               ``-sum_t g_t * w_t``                    movement (arXiv 2005.07683)
+    ========== ================================== ======================================= =====================
+
+    Parameters
+    ----------
+    kind : one of the table.
+    decay : every update first multiplies the state by it, in [0, 1]; None keeps everything.
+
+    Raises
+    ------
+    ValueError
+        An unknown kind, a decay outside [0, 1], shapes that differ from the first update's.
+
+    Examples
+    --------
+    >>> import numpy as np, gossamer as gs
+    >>> s = gs.Stats("norm")
+    >>> s.update(np.array([[3.0, 0.0], [4.0, 1.0]]))
+    >>> s.values.tolist()
+    [5.0, 1.0]
+    """
+
+    def __init__(self, kind: str, *, decay: float | None = None) -> None:
+        if kind not in _KINDS:
+            raise ValueError(f"Stats: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+        if decay is not None and not isinstance(decay, (int, float, np.integer, np.floating)):
+            raise TypeError(f"Stats: decay must be a number or None, got {decay!r}")
+        if decay is not None and not 0 <= decay <= 1:
+            raise ValueError(f"Stats: decay must be in [0, 1], got {decay!r}")
+        self.kind = kind
+        self.decay = decay
+        self.count = 0.0  # samples (decayed like the sums): rows of x, per-sample gradients, or calls for movement
+        self._sums: Host | None = None
+
+    def update(self, *batch: Array) -> None:
+        """Adds a batch; see the table for what each kind takes. An error changes nothing.
+
+        ``x`` with leading axes that one stride cannot walk through is copied to flatten them.
+        """
+        expected = 2 if self.kind == "movement" else 1
+        if len(batch) != expected:
+            what = "(weights, grads)" if expected == 2 else "one array"
+            raise TypeError(f"Stats.update: {self.kind} must get {what}, got {len(batch)} arguments")
+        x = host(batch[0], "Stats.update", ("x", "weights")[expected - 1])
+        if x.ndim == 0:
+            raise ValueError("Stats.update: x must have at least one dimension, got a scalar")
+        if not np.issubdtype(x.dtype, np.floating) or x.dtype.itemsize not in (4, 8):
+            raise TypeError(f"Stats.update: x must be float32 or float64, got {x.dtype}")
+        if self.kind == "movement":
+            grads = host(batch[1], "Stats.update", "grads")
+            same_shape(grads, x.shape, "Stats.update", "grads", "")
+            sums, samples = self._state(x.shape), 1
+            _core.subtract_products(x, grads, self._decay, sums)
+        else:
+            if self.kind == "norm":
+                rows, shape = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), x.shape[-1:]
+            else:
+                rows, shape = x.reshape(-1, 1) if x.ndim == 1 else x, x.shape[1:]
+            sums, samples = self._state(shape), rows.shape[0]
+            _core.add_squares(rows, self._decay, sums)
+        self._sums = sums
+        self.count = self.count * self._decay + samples
+
+    @property
+    def values(self) -> Host:
+        """The statistic so far, float64; see the table."""
+        if self._sums is None:
+            raise ValueError("Stats.values: update must have been called, got no data")
+        if self.kind == "norm":
+            return np.sqrt(self._sums)
+        if self.kind == "grad2":
+            return self._sums / self.count if self.count else np.full_like(self._sums, np.nan)
+        return self._sums.copy()
+
+    def merge(self, other: Stats) -> None:
+        """Adds what another Stats of the same kind has seen, as if its batches had been this one's."""
+        if not isinstance(other, Stats):
+            raise TypeError(f"Stats.merge: other must be a Stats, got {type(other).__name__}")
+        if other.kind != self.kind:
+            raise ValueError(f"Stats.merge: other must be of kind {self.kind!r}, got {other.kind!r}")
+        if other._sums is None:
+            return
+        self._sums = self._state(other._sums.shape, "merge") + other._sums
+        self.count += other.count
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file, atomically."""
+        from gossamer.files import write_tensors
+
+        meta = {"kind": self.kind, "decay": self.decay, "count": self.count}
+        write_tensors(path, {} if self._sums is None else {"sums": self._sums}, {"stats": meta})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Stats:
+        """Reads what :meth:`save` wrote. Raises ValueError for any other file."""
+        from gossamer.files import read_tensors
+
+        tensors, meta = read_tensors(path, "Stats.load")
+        entry = meta.get("stats")
+        if not isinstance(entry, dict) or not isinstance(entry.get("count"), (int, float)):
+            raise ValueError(f"Stats.load: {os.fspath(path)} must be a file written by Stats.save, got another")
+        stats = cls(str(entry.get("kind")), decay=entry.get("decay"))
+        stats.count = float(entry["count"])
+        sums = tensors.get("sums")
+        if sums is not None and sums.dtype != np.float64:
+            raise ValueError(f"Stats.load: sums must be float64, got {sums.dtype}")
+        stats._sums = sums
+        return stats
+
+    @property
+    def _decay(self) -> float:
+        return 1.0 if self.decay is None else float(self.decay)
+
+    def _state(self, shape: tuple[int, ...], function: str = "update") -> Host:
+        if self._sums is None:
+            return np.zeros(shape)
+        if self._sums.shape != shape:
+            raise ValueError(f"Stats.{function}: the shape must stay that of the first update, {self._sums.shape}, got {shape}")
+        return self._sums
+
+    def __repr__(self) -> str:
+        shape = None if self._sums is None else self._sums.shape
+        return f"Stats({self.kind!r}, shape={shape}, count={self.count:g})"
+
+

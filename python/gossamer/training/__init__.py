@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a pruned network with plain numpy or cupy arrays, in small pieces that read like the formulas.
+
+A model is a dict of arrays: ``{"layer1.weight": [out, in], "layer1.bias": [out], "layer2.weight": ...}``. The modules:
+
+``data``         load, clean, normalise, augment and split
+``model``        initialise, forward, backward, dense to sparse layers
+``losses``       mean squared error, softmax cross-entropy: value and gradient
+``optimizers``   gradient descent, SGD with momentum, Adam, all masked
+``loop``         epochs of minibatches with early stopping, one yielded result an epoch
+``importance``   gradients and input norms over many batches, turned into scores
+``gradual``      pruning by a schedule from within the loop
+``updating``     prune, adjust, accept or reject, save
+``evaluation``   loss, accuracy, FLOPs, bytes, latency
+"""

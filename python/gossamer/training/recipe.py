@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``gossamer train`` does, from data to report: the whole path on one small network.
+
+1. LeNet-300-100 (LeCun 1998) is trained densely until validation stops improving.
+2. The collapse: how the network does when it is pruned in one shot, without training.
+3. Rounds on a cubic schedule (Zhu & Gupta 2017, 1710.01878): importance from training data, prune, train what is left
+   under the mask, validate. A round beyond the budget is undone and tried again with half the step.
+4. Fine-tuning at the final sparsity, kept only if validation is not worse for it.
+5. Test data, for the first time: the dense network, the collapsed one, and the final one on sparse kernels.
+
+Everything random is drawn from the seed; the same seed and the same BLAS give the same result, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+import gossamer as gs
+from gossamer.reporting import layer
+from gossamer.training import evaluation, importance, loop, model
+from gossamer.training.data import Dataset
+from gossamer.training.optimizers import Adam
+from gossamer.training.updating import Keeper
+
+__all__ = ["METHODS", "Options", "Outcome", "run"]
+
+METHODS = ("magnitude", "gradient", "taylor", "movement", "wanda", "random")
+HIDDEN = (300, 100)
+ROUND_RATE = 5e-4
+RATES = (1e-3, 2e-4)  # Adam's: the second once the first brings nothing more
+MIN_STEPS, MAX_STEPS = 1500, 10_000  # of dense training at the first rate; the maximum is for data that fits for ever
+ROUNDS, ROUND_STEPS = 12, 250  # a round trains whole epochs, at least one
+TICKS = 4  # parts of a round that a rejected one can be cut into
+IMPORTANCE_SAMPLES = 8192  # more made no difference that validation could see
+MAX_DROP = 0.02  # of validation accuracy, against the dense network
+
+Array: TypeAlias = Any
+Masks: TypeAlias = Mapping[str, gs.Mask]
+Progress: TypeAlias = Callable[[str, float | None, str], None]  # phase, share done (None: unknown), a few words
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chooses. Raises ValueError for what cannot be.
+
+    ``epochs`` of dense training, and no more in any round or in fine-tuning; None: until validation stops improving,
+    densely at least 1,500 steps.
+    """
+
+    method: str = "taylor"
+    sparsity: float = 0.95
+    epochs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"train: method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"train: sparsity must be in [0, 1), got {self.sparsity}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"train: epochs must be at least 1, got {self.epochs}")
+        if self.seed < 0:
+            raise ValueError(f"train: seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The report (see :mod:`gossamer.reporting`), and the pruned network: params, masks and its sparse form."""
+
+    report: dict[str, Any]
+    params: dict[str, Array]
+    masks: dict[str, gs.Mask]
+    network: model.SparseMLP
+
+
+def run(data: Dataset, options: Options, progress: Progress = lambda phase, share, words: None) -> Outcome:
+    """Train, prune and evaluate on ``data``. Raises FloatingPointError where training diverges, RuntimeError where the
+    sparse network disagrees with the masked dense one by more than rounding.
+    """
+    return _Run(data, options, progress).outcome()
+
+
+@dataclass
+class _Run:
+    data: Dataset
+    options: Options
+    progress: Progress
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    moved: dict[str, gs.Stats] = field(default_factory=dict)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        samples = len(self.data.x_train)
+        self.batch_size = 128 if samples >= 10_000 else 32
+        self.steps_per_epoch = math.ceil(samples / self.batch_size)
+        self.round_epochs = min(max(1, round(ROUND_STEPS / self.steps_per_epoch)), self.options.epochs or MAX_STEPS)
+        self.validation = (self.data.x_valid, self.data.y_valid)
+
+    def outcome(self) -> Outcome:
+        started = time.perf_counter()
+        dense = self.train_dense()
+        seconds = {"dense": time.perf_counter() - started}
+        cut, cut_curve = self.collapse(dense)
+        keeper = self.prune_in_rounds(dense)
+        within = keeper.value >= keeper.baseline - MAX_DROP
+        self.fine_tune(keeper)
+        params, masks = keeper.params, keeper.masks
+        seconds["pruning"] = time.perf_counter() - started - seconds["dense"]
+
+        self.progress("evaluate", None, "on test data")
+        network = model.to_sparse(params, masks)
+        report = {
+            "data": self.data.name,
+            "model": "-".join(["LeNet", *map(str, HIDDEN)]),
+            "method": self.options.method,
+            "seed": self.options.seed,
+            "dense": self.costs(dense) | {"steps": self.dense_steps},
+            "one_shot": self.costs(cut) | {"curve": cut_curve},
+            "final": self.costs(params, masks) | self.compare(params, network),
+            "budget": {"max_drop": MAX_DROP, "metric": "accuracy", "kept": within},
+            "history": self.history,
+            "curve": self.curve,
+            "layers": self.layers(params, masks),
+            "inputs": self.inputs(masks),
+            "latency": self.latencies(dense, network),
+            "samples": {part: len(getattr(self.data, f"y_{part}")) for part in ("train", "valid", "test")},
+            "cleaning": dict(self.data.cleaning),
+            "seconds": {},
+        }
+        seconds["total"] = time.perf_counter() - started
+        return Outcome(report | {"seconds": seconds["total"], "phases": seconds}, params, masks, network)
+
+    def train_dense(self) -> dict[str, Array]:
+        """Step 1. With ``epochs`` given two thirds of them run at the first rate; the best epoch counts either way."""
+        sizes = [self.data.x_train.shape[1], *HIDDEN, self.data.classes]
+        params = model.initialize(sizes, np.random.default_rng(self.options.seed))
+        self.anneal("dense", params, min_steps=MIN_STEPS)
+        self.dense_steps = self.step
+        return params
+
+    def anneal(self, phase: str, params: dict[str, Array], masks: Masks | None = None, min_steps: int = 0) -> None:
+        """Train in place at one rate after the other, each until validation stops improving or ``epochs`` are used up."""
+        most = [math.ceil(MAX_STEPS / self.steps_per_epoch)] * 2
+        patience = 2 * self.round_epochs
+        if self.options.epochs is not None:
+            first = math.ceil(self.options.epochs * 2 / 3)
+            most, patience = [first, self.options.epochs - first], self.options.epochs + 1  # that is, no early end
+        optimizer, done = Adam(), 0
+        for rate, count in zip(RATES, most, strict=True):
+            optimizer.rate = rate
+            how = {"masks": masks, "patience": patience, "min_steps": min_steps if rate == RATES[0] else 0}
+            for epoch in self.epochs(phase, params, optimizer, count, **how):
+                done += 1
+                share = done / self.options.epochs if self.options.epochs is not None else None
+                self.progress(phase, share, f"epoch {done}, validation {_percent(epoch.validation_accuracy)}")
+
+    def epochs(self, phase: str, params: dict[str, Array], optimizer: Adam, count: int, **how: Any) -> Iterator[loop.Epoch]:
+        """Train ``params`` in place for ``count`` epochs and note each in the curve."""
+        if count == 0:
+            return
+        before, seed = self.step, [self.options.seed, self.step]
+        if self.options.method == "movement":  # summed over the steps of training, as in the paper
+            how["on_step"] = lambda step, params, grads: importance.update_movement(self.moved, params, grads)
+        for epoch in loop.train(
+            params, optimizer, self.data.x_train, self.data.y_train, validation=self.validation, epochs=count,
+            batch_size=self.batch_size, seed=np.random.default_rng(seed), **how,
+        ):  # fmt: skip
+            self.step = before + epoch.step
+            self.curve.append(
+                {
+                    "step": self.step,
+                    "phase": phase,
+                    "accuracy": epoch.validation_accuracy,
+                    "validation_loss": epoch.validation_loss,
+                    "train_loss": epoch.train_loss,
+                    "sparsity": evaluation.sparsity(params) if how.get("masks") else 0.0,
+                }
+            )
+            yield epoch
+
+    def collapse(self, dense: dict[str, Array]) -> tuple[dict[str, Array], list[dict[str, float]]]:
+        """The dense network pruned in one shot, and the validation accuracy of that at each sparsity of the rounds."""
+        schedule, curve, cut = gs.Cubic(start=0, end=ROUNDS), [], dense
+        statistics = self.statistics(dense)
+        for number in range(1, ROUNDS + 1):
+            self.progress("one shot", number / ROUNDS, "pruning without training")
+            sparsifier = gs.Sparsifier(
+                self.options.method, schedule(number, self.options.sparsity), group="global", seed=self.options.seed
+            )
+            weights = model.weights(dense)
+            state, _ = sparsifier.step(sparsifier.init(weights), weights, statistics.grads, 0, stats=statistics.stats)
+            cut = model.copy(dense)
+            model.apply_masks(cut, state.mask)
+            accuracy = evaluation.evaluate(cut, *self.validation).accuracy
+            curve.append({"sparsity": evaluation.sparsity(cut), "accuracy": accuracy})
+        return cut, curve
+
+    def prune_in_rounds(self, dense: dict[str, Array]) -> Keeper:
+        """Step 3: the keeper holds the last accepted network, at the end one of the final sparsity."""
+        keeper = Keeper(dense, validate=self.accuracy, budget=gs.Budget(MAX_DROP))
+        end = ROUNDS * TICKS
+        sparsifier = gs.Sparsifier(
+            self.options.method, self.options.sparsity, group="global", schedule=gs.Cubic(0, end), seed=self.options.seed
+        )
+        state, moved = sparsifier.init(model.weights(dense)), self.moved
+        tick, stride = 0, TICKS
+        while tick < end:
+            params, target = keeper.params, min(tick + stride, end)
+            self.moved = deepcopy(moved)  # a rejected round's is forgotten with it
+            found = self.statistics(params)
+            candidate, _ = sparsifier.step(state, model.weights(params), found.grads, target, stats=found.stats)
+            masks = dict(candidate.mask)
+            for _ in self.epochs("prune", params, Adam(ROUND_RATE), self.round_epochs, masks=masks):
+                pass
+            if self.consider(keeper, params, masks):
+                state, moved, tick, stride = candidate, self.moved, target, TICKS
+            elif stride > 1:
+                stride //= 2
+            else:  # the sparsity is an order, the budget a wish: go on, and say so in the report
+                keeper.budget = gs.Budget(1.0)
+            removed = f"{_percent(self.history[-1]['sparsity'])} removed"
+            self.progress("prune", tick / end, f"{removed}, validation {_percent(self.history[-1]['accuracy'])}")
+        return keeper
+
+    def fine_tune(self, keeper: Keeper) -> None:
+        """Step 4."""
+        params, masks = keeper.params, keeper.masks
+        self.anneal("fine-tune", params, masks)
+        keeper.budget, keeper.compare = gs.Budget(0.0), "last"
+        self.consider(keeper, params, masks)
+
+    def consider(self, keeper: Keeper, params: dict[str, Array], masks: dict[str, gs.Mask]) -> bool:
+        """Validate, accept or reject, and note the round in the history."""
+        decision = keeper.consider(params, masks)
+        self.history.append(
+            {
+                "sparsity": evaluation.sparsity(params),
+                "validation_loss": evaluation.evaluate(params, *self.validation).loss,
+                "accuracy": decision.after,
+                "accepted": decision.accepted,
+                "step": self.step,
+            }
+        )
+        return decision.accepted
+
+    def accuracy(self, params: dict[str, Array]) -> float:
+        return float(evaluation.evaluate(params, *self.validation).accuracy or 0.0)
+
+    def statistics(self, params: dict[str, Array]) -> importance.Statistics:
+        """What the method needs, from a sample of the training data that differs from round to round."""
+        if self.options.method == "movement":
+            return importance.Statistics(stats=self.moved)
+        count = min(IMPORTANCE_SAMPLES, len(self.data.x_train))
+        generator = np.random.default_rng([self.options.seed, self.step, 1])
+        index = np.sort(generator.choice(len(self.data.x_train), count, replace=False))
+        return importance.collect(self.options.method, params, self.data.x_train[index], self.data.y_train[index])
+
+    def costs(self, params: dict[str, Array], masks: dict[str, gs.Mask] | None = None) -> dict[str, Any]:
+        """Accuracy on test and validation data, sparsity counted on the arrays, bytes and FLOPs."""
+        test = evaluation.evaluate(params, self.data.x_test, self.data.y_test)
+        valid = evaluation.evaluate(params, *self.validation)
+        return {
+            "accuracy": test.accuracy,
+            "loss": test.loss,
+            "validation_accuracy": valid.accuracy,
+            "validation_loss": valid.loss,
+            "sparsity": evaluation.sparsity(params),
+            "bytes": evaluation.stored_bytes(params, masks),
+            "flops": evaluation.flops(params, masks),
+        }
+
+    def compare(self, params: dict[str, Array], network: model.SparseMLP) -> dict[str, Any]:
+        """The network on sparse kernels against the masked dense one, on all test data."""
+        expected = model.forward(params, self.data.x_test)
+        found = network.predict(self.data.x_test)
+        difference = float(np.abs(found - expected).max())
+        if not difference <= 1e-4 * float(np.abs(expected).max()):
+            raise RuntimeError(f"train: the sparse network must agree with the dense one, got a difference of {difference}")
+        labels = found.argmax(axis=1)
+        return {
+            "predictions": len(labels),
+            "predictions_differ": int((labels != expected.argmax(axis=1)).sum()),
+            "largest_difference": difference,
+            "sparse_accuracy": float((labels == self.data.y_test).mean()),
+            "sparse_nbytes": network.nbytes,
+            "formats": [matrix.format for matrix in network.matrices],
+        }
+
+    def latencies(self, dense: dict[str, Array], network: model.SparseMLP) -> list[dict[str, float]]:
+        """Median seconds a call, dense in numpy against sparse in gossamer, for one sample and for a batch."""
+        found = []
+        for batch in (1, 128):
+            self.progress("evaluate", None, f"latency at batch {batch}")
+            times = evaluation.latency(dense, network, self.data.x_test[:batch], repeats=100)
+            found.append({"batch": batch, "dense": times.dense, "sparse": times.sparse, "speedup": times.speedup})
+        return found
+
+    def layers(self, params: dict[str, Array], masks: dict[str, gs.Mask]) -> list[dict[str, Any]]:
+        names = {f"{name}.weight": f"{name} ({params[f'{name}.weight'].shape[1]}→{params[f'{name}.weight'].shape[0]})"
+                 for name in model.layers(params)}  # fmt: skip
+        return [layer(names[name], masks[name].nnz, int(params[name].size)) for name in masks]
+
+    def inputs(self, masks: dict[str, gs.Mask]) -> list[list[int]]:
+        """For images: how many weights of the first layer each pixel keeps."""
+        if len(self.data.input_shape) != 2:
+            return []
+        counts = masks["layer1.weight"].to_dense().sum(axis=0).reshape(self.data.input_shape)
+        return [[int(count) for count in row] for row in counts]
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{100 * share:.1f} %"

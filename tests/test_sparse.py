@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``SparseMatrix``: building, attributes, conversions, hostile input, copies."""
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import gossamer as gs
+from cases import FLOATS, LAYOUTS, assert_same_bits, generator, right_or_refused
+from gossamer import reference
+
+FORMATS = ("csr", "dense", "auto")
+SHAPES = [(1, 1), (3, 5), (17, 31), (0, 5), (5, 0), (0, 0), (64, 48), (1, 1000), (1000, 1), (301, 203)]
+
+
+def _dense(shape: tuple[int, ...], dtype: Any = np.float32, density: float = 0.3) -> np.ndarray:
+    r = generator("sparse", shape, density)
+    return np.where(r.random(shape) < density, r.standard_normal(shape), 0.0).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("form", FORMATS)
+def test_from_dense_and_back(dtype: type, shape: tuple[int, int], density: float, form: str) -> None:
+    w = _dense(shape, dtype, density)
+    a = gs.SparseMatrix.from_dense(w, format=form)
+    indptr, indices, kept = reference.csr_from_dense(w)
+    assert a.shape == shape
+    assert a.nnz == len(kept)
+    assert a.dtype == w.dtype
+    if w.size:
+        assert a.density == len(kept) / w.size
+    assert_same_bits(np.asarray(a.values), kept)
+    assert_same_bits(a.to_dense(), w + 0.0)
+    assert isinstance(a.format, str)
+    assert isinstance(a.nbytes, int)
+    assert a.nbytes >= kept.nbytes
+    if form != "auto":
+        assert a.format == form
+    sparse = a.to_scipy().tocsr()
+    assert sparse.shape == shape
+    assert sparse.dtype == w.dtype
+    assert (sparse.indptr == indptr).all()
+    assert (sparse.indices == indices).all()
+    assert (sparse.data == kept).all()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", [(17, 31), (0, 5), (64, 48)], ids=str)
+def test_from_dense_with_a_mask_keeps_zeros(form: str, shape: tuple[int, int]) -> None:
+    w = _dense(shape, density=0.5)
+    kept = generator("kept", shape).random(shape) < 0.4
+    a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(kept), format=form)
+    assert a.nnz == kept.sum()
+    assert_same_bits(np.asarray(a.values), w[kept])
+    assert_same_bits(a.to_dense(), np.where(kept, w, np.float32(0)))
+    assert a.to_scipy().nnz == kept.sum()  # explicit zeros
+
+
+@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_from_dense_in_every_layout(form: str, layout: str) -> None:
+    w = _dense((17, 31))
+    view = LAYOUTS[layout](w)
+    a = gs.SparseMatrix.from_dense(view, format=form)
+    assert_same_bits(a.to_dense(), w)
+    assert_same_bits(view, w)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_kernel_is_a_matrix_and_the_copy_is_independent(form: str) -> None:
+    w = _dense((8, 4, 3, 3))
+    a = gs.SparseMatrix.from_dense(w, format=form)
+    expected = w.reshape(8, 36).copy()
+    assert a.shape == (8, 36)
+    w[...] = 7
+    assert_same_bits(a.to_dense(), expected)
+
+
+@pytest.mark.parametrize("form", ["csr", "dense"])
+def test_nan_and_infinity_are_values_and_minus_zero_is_none(form: str) -> None:
+    w = np.array([[np.nan, 0.0, -np.inf], [-0.0, np.inf, 1.0]])
+    a = gs.SparseMatrix.from_dense(w, format=form)
+    assert a.nnz == 4
+    assert_same_bits(a.to_dense(), w + 0.0)
+
+
+@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype(np.float32)])
+def test_dtype_converts(form: str, dtype: Any) -> None:
+    w = _dense((9, 7), np.float64)
+    a = gs.SparseMatrix.from_dense(w, format=form, dtype=dtype)
+    assert a.dtype == np.dtype(dtype)
+    assert_same_bits(a.to_dense(), w.astype(dtype))
+
+
+# scipy
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "lil", "bsr", "dia", "dok"])
+def test_scipy_round_trip(dtype: type, kind: str) -> None:
+    w = _dense((18, 24), dtype)
+    for build in (scipy.sparse.csr_array, scipy.sparse.csr_matrix):
+        source = build(w).asformat(kind)
+        a = gs.SparseMatrix.from_scipy(source)
+        assert a.dtype == w.dtype
+        assert a.format == "csr"
+        assert_same_bits(a.to_dense(), w)
+        assert scipy.sparse.issparse(a.to_scipy())
+        assert_same_bits(a.to_scipy().toarray(), w)
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_from_scipy_sorts_and_sums_and_leaves_the_source_alone(index: type) -> None:
+    data = np.array([1.0, 2.0, 3.0, 4.0, 0.0])
+    indices, indptr = np.array([3, 0, 3, 1, 1], index), np.array([0, 3, 3, 5], index)
+    source = scipy.sparse.csr_array((data.copy(), indices.copy(), indptr.copy()), shape=(3, 4))
+    a = gs.SparseMatrix.from_scipy(source)
+    assert a.to_dense().tolist() == [[2, 0, 0, 4], [0, 0, 0, 0], [0, 4, 0, 0]]
+    assert np.asarray(a.values).tolist() == [2, 4, 4]
+    assert source.data.tolist() == data.tolist()
+    assert source.indices.tolist() == indices.tolist()
+    assert source.indptr.tolist() == indptr.tolist()
+
+
+def test_from_scipy_of_a_coo_with_duplicates() -> None:
+    source = scipy.sparse.coo_array((np.array([1.0, 2.0, 5.0], np.float32), ([1, 1, 0], [2, 2, 0])), shape=(2, 3))
+    a = gs.SparseMatrix.from_scipy(source)
+    assert a.to_dense().tolist() == [[5, 0, 0], [0, 0, 3]]
+    assert source.nnz == 3
+
+
+# from_csr
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_from_csr(dtype: type, index: type, shape: tuple[int, int]) -> None:
+    w = _dense(shape, dtype)
+    indptr, indices, kept = reference.csr_from_dense(w)
+    a = gs.SparseMatrix.from_csr(indptr.astype(index), indices.astype(index), kept, shape)
+    assert a.format == "csr"
+    assert a.shape == shape
+    assert a.nnz == len(kept)
+    assert a.dtype == dtype
+    assert_same_bits(a.to_dense(), w)
+
+
+def test_from_csr_takes_strided_arrays_and_explicit_zeros() -> None:
+    indptr, indices, kept = (np.repeat(part, 2)[::2] for part in ([0, 1, 1, 3], [2, 0, 1], [0.0, 5.0, np.nan]))
+    a = gs.SparseMatrix.from_csr(indptr, indices, kept, (3, 3))
+    assert a.nnz == 3
+    assert_same_bits(a.to_dense(), np.array([[0, 0, 0], [0, 0, 0], [5, np.nan, 0]]))
+
+
+GOOD: dict[str, Any] = {
+    "indptr": np.array([0, 2, 2, 3]),
+    "indices": np.array([0, 3, 1]),
+    "values": np.array([1.0, 2.0, 3.0]),
+    "shape": (3, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "names"),
+    [
+        ({"indptr": np.array([0, 2, 1, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, 3, 3, 2])}, ValueError, "indptr"),
+        ({"indptr": np.array([1, 2, 2, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([-1, 2, 2, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, 2, 2, 4])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, 2, 2, 2])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, 2, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, 2, 2, 3, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([], np.int64)}, ValueError, "indptr"),
+        ({"indptr": np.array([[0, 2, 2, 3]])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, 2**40, 2**40, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([0, -(2**63), 2**62, 3])}, ValueError, "indptr"),
+        ({"indptr": np.array([0.0, 2, 2, 3])}, TypeError, "indptr"),
+        ({"indptr": np.array([0, 2, 2, 3], bool)}, TypeError, "indptr"),
+        ({"indices": np.array([0, 4, 1])}, ValueError, "indices"),
+        ({"indices": np.array([0, 3, -1])}, ValueError, "indices"),
+        ({"indices": np.array([0, 2**32 + 1, 1])}, ValueError, "indices"),
+        ({"indices": np.array([0, -(2**32) + 1, 1])}, ValueError, "indices"),
+        ({"indices": np.array([3, 0, 1])}, ValueError, "indices"),
+        ({"indices": np.array([3, 3, 1])}, ValueError, "indices"),
+        ({"indices": np.array([0, 3])}, ValueError, "indices"),
+        ({"indices": np.array([[0, 3, 1]])}, ValueError, "indices"),
+        ({"indices": np.array([0.0, 3.0, 1.0])}, TypeError, "indices"),
+        ({"values": np.array([1.0, 2.0])}, ValueError, "values"),
+        ({"values": np.array([1.0, 2.0, 3.0, 4.0])}, ValueError, "values"),
+        ({"values": np.array([[1.0, 2.0, 3.0]])}, ValueError, "values"),
+        ({"values": np.array([1, 2, 3])}, TypeError, "values"),
+        ({"values": np.array([1j, 2, 3])}, TypeError, "values"),
+        ({"shape": (3,)}, ValueError, "shape"),
+        ({"shape": (3, 4, 1)}, ValueError, "shape"),
+        ({"shape": (-3, 4)}, ValueError, "shape"),
+        ({"shape": (3, -4)}, ValueError, "shape"),
+        ({"shape": (2, 4)}, ValueError, "indptr"),
+        ({"shape": (4, 4)}, ValueError, "indptr"),
+        ({"shape": (3, 3)}, ValueError, "indices"),
+        ({"shape": (3.0, 4.0)}, TypeError, "shape"),
+        ({"shape": "34"}, TypeError, "shape"),
+    ],
+    ids=lambda part: (
+        "-".join(f"{k}={v!r}".replace("\n", "") for k, v in part.items()) if isinstance(part, dict) else ""
+    ),
+)
+def test_from_csr_checks_everything(change: dict[str, Any], error: type[Exception], names: str) -> None:
+    with pytest.raises(error, match=rf"^(SparseMatrix\.)?from_csr: .*{names}"):
+        gs.SparseMatrix.from_csr(**{**GOOD, **change})
+
+
+def test_from_csr_copies() -> None:
+    parts = {name: part.copy() if isinstance(part, np.ndarray) else part for name, part in GOOD.items()}
+    a = gs.SparseMatrix.from_csr(**parts)
+    expected = a.to_dense().copy()
+    parts["indices"][...] = 10**6  # what was checked must stay what is used
+    parts["indptr"][...] = 10**6
+    assert_same_bits(a.to_dense(), expected)
+
+
+# values, transposes, copies
+
+
+@pytest.mark.parametrize("form", ["csr", "dense"])
+def test_with_values_keeps_the_structure(form: str) -> None:
+    w = _dense((17, 31))
+    kept = generator("kept").random(w.shape) < 0.4
+    a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(kept), format=form)
+    new = generator("new").standard_normal(a.nnz).astype(np.float32)
+    new[3] = 0
+    b = a.with_values(new)
+    expected = np.zeros_like(w)
+    expected[kept] = new
+    assert b.format == a.format
+    assert b.nnz == a.nnz
+    assert b.dtype == a.dtype
+    assert b.shape == a.shape
+    assert_same_bits(np.asarray(b.values), new)
+    assert_same_bits(b.to_dense(), expected)
+    assert_same_bits(a.to_dense(), np.where(kept, w, np.float32(0)))  # the original is untouched
+    new[...] = 9
+    assert_same_bits(b.to_dense(), expected)
+    x = generator("x").standard_normal((4, 31)).astype(np.float32)
+    np.testing.assert_allclose(gs.linear(x, b), x @ expected.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gs.linear(x, a), x @ np.where(kept, w, 0).T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["csr", "dense"])
+def test_writing_into_values_never_tears_the_matrix(form: str) -> None:
+    a = gs.SparseMatrix.from_dense(_dense((17, 31)), format=form)
+    held = a.values
+    try:
+        held[...] = 1.0
+    except ValueError:
+        return  # read-only
+    dense = a.to_dense()
+    assert_same_bits(dense[dense != 0], np.asarray(a.values))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_transpose(dtype: type, form: str, shape: tuple[int, int]) -> None:
+    w = _dense(shape, dtype)
+    a = gs.SparseMatrix.from_dense(w, format=form)
+    assert a.T.shape == shape[::-1]
+    assert a.T.nnz == a.nnz
+    assert a.T.dtype == a.dtype
+    assert_same_bits(a.T.to_dense(), np.ascontiguousarray(w.T) + 0.0)
+    assert_same_bits(np.asarray(a.T.values), w.T[w.T != 0])
+    assert_same_bits(a.T.T.to_dense(), w + 0.0)
+
+
+def test_transpose_keeps_explicit_zeros() -> None:
+    kept = generator("kept").random((6, 9)) < 0.5
+    for form in ("csr", "dense"):
+        a = gs.SparseMatrix.from_dense(np.zeros((6, 9), np.float32), gs.Mask.from_dense(kept), format=form)
+        assert a.T.nnz == kept.sum()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_pickle_and_deepcopy(form: str) -> None:
+    w = _dense((33, 21), np.float64)
+    a = gs.SparseMatrix.from_dense(w, format=form)
+    x = generator("x").standard_normal((4, 21))
+    y = gs.linear(x, a)
+    for b in (pickle.loads(pickle.dumps(a)), copy.deepcopy(a), copy.copy(a)):
+        assert b.shape == a.shape
+        assert b.format == a.format
+        assert b.nnz == a.nnz
+        assert b.dtype == a.dtype
+        assert_same_bits(b.to_dense(), w + 0.0)
+        assert_same_bits(gs.linear(x, b), y)
+
+
+def test_a_forged_pickle_does_not_bypass_the_checks() -> None:
+    """The bytes of a pickle may be damaged; out-of-range indices must not reach a kernel."""
+    a = gs.SparseMatrix.from_csr(np.array([0, 1, 2]), np.array([1, 77]), np.array([1.0, 2.0]), (2, 100))
+    raw = pickle.dumps(a)
+    for width in (4, 8):
+        good, bad = (77).to_bytes(width, "little"), (10**6).to_bytes(width, "little")
+        if raw.count(good) != 1:
+            continue
+        forged = right_or_refused(lambda raw=raw, g=good, b=bad: pickle.loads(raw.replace(g, b)), ValueError, "indices")
+        assert forged is None or forged.to_dense()[1].sum() in (0.0, 2.0)
+
+
+def test_auto_says_what_it_picked_and_stays() -> None:
+    for density in (0.01, 0.9):
+        a = gs.SparseMatrix.from_dense(_dense((200, 300), density=density))
+        x = generator("x").standard_normal((16, 300)).astype(np.float32)
+        first = gs.linear(x, a)
+        assert str(a.plan)
+        assert_same_bits(gs.linear(x, a), first)
+        assert a.nbytes > 0
+
+
+def test_nbytes_counts_indices() -> None:
+    w = _dense((200, 300), density=0.1)
+    csr = gs.SparseMatrix.from_dense(w, format="csr")
+    assert csr.nbytes >= csr.nnz * 4 + csr.nnz * 2 + 200 * 4
+    assert gs.SparseMatrix.from_dense(w, format="dense").nbytes >= w.nbytes
+
+
+def test_the_matrix_operator_and_repr() -> None:
+    w = _dense((17, 31), np.float64)
+    a = gs.SparseMatrix.from_dense(w, format="csr")
+    x = generator("x").standard_normal((31, 4))
+    assert_same_bits(a @ x, gs.matmul(a, x))
+    assert_same_bits(a @ x[:, 0].copy(), gs.matmul(a, x[:, 0].copy()))
+    text = repr(a)
+    assert "17" in text
+    assert "31" in text
+    assert "csr" in text
+    assert len(text) < 300

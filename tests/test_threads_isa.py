@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same bits for every number of threads and every instruction set, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gossamer as gs
+from cases import assert_same_bits, values
+
+TESTS = Path(__file__).parent
+ISAS = ("baseline", "avx2", "avx512")  # a level that the processor lacks is capped: then it only repeats another
+HANG = 300  # seconds until a process counts as hung; nothing is measured
+
+
+def _run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GOSSAMER_") and k != "OMP_NUM_THREADS"}
+    return subprocess.run(
+        [sys.executable, *code], env={**clean, **environment}, cwd=TESTS, capture_output=True, text=True, timeout=HANG
+    )
+
+
+def _lines(code: str, **environment: str) -> list[str]:
+    done = _run(["-c", code], **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@cache
+def _digests(isa: str, threads: int) -> dict[str, dict[str, str]]:
+    done = _run(["cases.py"], GOSSAMER_ISA=isa, GOSSAMER_NUM_THREADS=str(threads))
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return result
+
+
+def _differing(a: dict[str, str], b: dict[str, str]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if a[name] != b[name]]
+
+
+@pytest.mark.parametrize("isa", ISAS[1:])
+def test_exact_results_do_not_depend_on_the_isa(isa: str) -> None:
+    assert not _differing(_digests("baseline", 2)["exact"], _digests(isa, 2)["exact"])
+
+
+@pytest.mark.parametrize("isa", ISAS[:2])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_result_depends_on_the_number_of_threads(isa: str, threads: int) -> None:
+    two, other = _digests(isa, 2), _digests(isa, threads)
+    assert not _differing(two["exact"], other["exact"])
+    assert not _differing(two["products"], other["products"])
+
+
+def test_the_forced_levels_are_reported() -> None:
+    info = _digests("baseline", 1)["info"]
+    assert info["isa"] == "baseline"
+    assert info["threads"] == "1"
+    assert _digests("avx2", 2)["info"]["isa"] in ("baseline", "avx2")
+    assert _digests("avx2", 2)["info"]["threads"] == "2"
+
+
+def test_an_unknown_isa_is_an_import_error() -> None:
+    done = _run(["-c", "import gossamer"], GOSSAMER_ISA="avx3000")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert "GOSSAMER_ISA" in last
+    assert "avx3000" in last
+
+
+def test_the_environment_sets_the_number_of_threads() -> None:
+    code = "import gossamer as gs; print(gs.get_num_threads(), gs.info()['threads'])"
+    assert _lines(code, GOSSAMER_NUM_THREADS="3") == ["3 3"]
+    assert _lines(code, OMP_NUM_THREADS="2") == ["2 2"]
+    assert _lines(code, GOSSAMER_NUM_THREADS="1", OMP_NUM_THREADS="4") == ["1 1"]
+    [default] = _lines(code)
+    assert 1 <= int(default.split()[0]) <= len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else True
+
+
+def test_set_num_threads(threads: None) -> None:
+    w = values("heavy_ties", (600, 700), np.float32)
+    results = []
+    for n in (1, 2, 3, 7, 1):
+        gs.set_num_threads(n)
+        assert gs.get_num_threads() == n
+        assert gs.info()["threads"] == n
+        results.append(gs.prune(w, sparsity=0.7))
+    for pruned, mask in results[1:]:
+        assert mask == results[0][1]
+        assert_same_bits(pruned, results[0][0])
+
+
+def test_calls_from_many_threads_at_once_are_right() -> None:
+    arrays = [values("normal", (300, 400), np.float32, i) for i in range(6)]
+    x = values("normal", (32, 400), np.float32, "x")
+    expected = [gs.prune(w, sparsity=0.9) for w in arrays]
+    products = [gs.linear(x, gs.SparseMatrix.from_dense(w, mask)) for w, mask in expected]
+    failures: list[Any] = []
+
+    def work(i: int) -> None:
+        try:
+            shared = gs.SparseMatrix.from_dense(*expected[i])
+            for _ in range(10):
+                pruned, mask = gs.prune(arrays[i], sparsity=0.9)
+                assert mask == expected[i][1]
+                assert (pruned == expected[i][0]).all()
+                np.testing.assert_allclose(gs.linear(x, shared), products[i], rtol=1e-4, atol=1e-4)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes() -> None:
+    code = """
+import os, warnings
+warnings.simplefilter("ignore")
+import numpy as np, gossamer as gs
+gs.set_num_threads(3)
+w = np.random.default_rng(0).standard_normal(500_000)
+before = gs.prune(w, sparsity=0.9)[1]
+child = os.fork()
+if child == 0:
+    os._exit(0 if gs.prune(w, sparsity=0.9)[1] == before else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), gs.prune(w, sparsity=0.9)[1] == before)
+"""
+    assert _lines(code) == ["0 True"]
+
+
+def test_importing_prints_nothing_and_starts_no_threads() -> None:
+    code = "import gossamer, threading, os; print(len(os.listdir('/proc/self/task')) if os.path.isdir('/proc') else 1)"
+    quiet = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = _run(["-c", code], GOSSAMER_NUM_THREADS="4", **quiet)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout == "1\n"
+
+
+def test_importing_loads_no_other_array_library() -> None:
+    code = (
+        "import sys, gossamer; print([m for m in ('torch', 'cupy', 'jax', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
+    assert _lines(code) == ["[]"]
