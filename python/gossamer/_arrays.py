@@ -77,13 +77,27 @@ def partner(value: Any, names: dict[str, Array], params: Any, function: str, arg
         return dict.fromkeys(names)
     if isinstance(params, Mapping) != isinstance(value, Mapping):
         expected = "a mapping" if isinstance(params, Mapping) else "one object, not a mapping"
-        raise TypeError(f"{function}: {argument} must be {expected}, as the first argument is, got {type(value).__name__}")
+        raise TypeError(
+            f"{function}: {argument} must be {expected}, as the first argument is, got {type(value).__name__}"
+        )
     if not isinstance(value, Mapping):
         return {"": value}
     missing = [name for name in names if name not in value]
     if missing:
         raise ValueError(f"{function}: {argument} must have an entry for every tensor, got none for {missing[0]!r}")
     return {name: value[name] for name in names}
+
+
+def require_number(x: object, function: str, argument: str) -> float:
+    if isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool):
+        return float(x)
+    raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
+
+
+def require_text(x: object, function: str, argument: str) -> str:
+    if not isinstance(x, str):
+        raise TypeError(f"{function}: {argument} must be a str, got {x!r}")
+    return x
 
 
 def same_shape(x: Host, expected: tuple[int, ...], function: str, argument: str, name: str) -> None:

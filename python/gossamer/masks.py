@@ -128,17 +128,17 @@ class Mask:
         _core.unpack_bits(self._packed, self._rows, self._cols, dense)
         return dense.view(np.bool_).reshape(self._shape)
 
-    def _combine(self, other: object, operation: np.ufunc) -> Mask:
+    def _combine(self, other: object, operation: np.ufunc) -> Any:
         if not isinstance(other, Mask):
             return NotImplemented
         if other._shape != self._shape:
             raise ValueError(f"Mask: both masks must have one shape, got {self._shape} and {other._shape}")
         return Mask._own(self._shape, operation(self._packed, other._packed))
 
-    def __and__(self, other: object) -> Mask:
+    def __and__(self, other: object) -> Any:
         return self._combine(other, np.bitwise_and)
 
-    def __or__(self, other: object) -> Mask:
+    def __or__(self, other: object) -> Any:
         return self._combine(other, np.bitwise_or)
 
     def __invert__(self) -> Mask:
@@ -169,6 +169,7 @@ def packed_bits(mask: Any, shape: tuple[int, ...], function: str, argument: str,
         if getattr(mask, "dtype", None) is None or "bool" not in str(mask.dtype):
             raise TypeError(f"{function}: {argument} must be a Mask, got {type(mask).__name__}{place}")
         mask = Mask.from_dense(mask)
+    assert isinstance(mask, Mask)
     if mask.shape != tuple(shape):
         raise ValueError(f"{function}: {argument} must have the shape {tuple(shape)}, got {mask.shape}{place}")
     return mask.packed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gossamer import _core
-from gossamer._arrays import Array, host, named, output, partner, same_shape
+from gossamer._arrays import Array, host, named, output, partner, require_number, require_text, same_shape
 from gossamer.masks import Mask, packed_bits
 from gossamer.scoring import Method, default_group, gather_inputs
 from gossamer.selection import select
@@ -99,7 +99,9 @@ def prune(
     inputs = gather_inputs(weights, grads, method, stats, seed, "prune")
     views = [host(w, "prune", "weights") for w in tensors.values()]
     outs = partner(out, tensors, weights, "prune", "out")
-    targets = [output(outs[name], tensors[name], w.shape, w.dtype, "prune") for name, w in zip(tensors, views, strict=True)]
+    targets = [
+        output(outs[name], tensors[name], w.shape, w.dtype, "prune") for name, w in zip(tensors, views, strict=True)
+    ]
     masks = select(
         inputs,
         [w.shape for w in views],
@@ -158,8 +160,6 @@ def adjust(
     tensors = named(weights, "adjust", "weights")
     all_scores = partner(scores, tensors, weights, "adjust", "scores")
     outs = partner(out, tensors, weights, "adjust", "out")
-    if not isinstance(rate, (int, float)) and not hasattr(rate, "__float__"):
-        raise TypeError(f"adjust: rate must be a number, got {rate!r}")
     jobs = []
     for name, tensor in tensors.items():
         w = host(tensor, "adjust", "weights")
@@ -167,6 +167,14 @@ def adjust(
         same_shape(s, w.shape, "adjust", "scores", name)
         jobs.append((w, s, *output(outs[name], tensor, w.shape, w.dtype, "adjust")))
     names = list(tensors)
-    _core.adjust(names, [job[0] for job in jobs], [job[1] for job in jobs], float(rate), str(rule), [job[2] for job in jobs])
+    step = require_number(rate, "adjust", "rate")
+    _core.adjust(
+        names,
+        [j[0] for j in jobs],
+        [j[1] for j in jobs],
+        step,
+        require_text(rule, "adjust", "rule"),
+        [j[2] for j in jobs],
+    )
     results = {name: job[3] for name, job in zip(tensors, jobs, strict=True)}
     return results if isinstance(weights, Mapping) else results[""]

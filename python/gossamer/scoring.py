@@ -88,7 +88,9 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
         if not isinstance(stats, Stats):
             raise TypeError(f"{function}: stats must be a Stats, got {type(stats).__name__}{place}")
         if stats.kind != needs:
-            raise ValueError(f"{function}: stats must be Stats({needs!r}) for method {method!r}, got {stats.kind!r}{place}")
+            raise ValueError(
+                f"{function}: stats must be Stats({needs!r}) for method {method!r}, got {stats.kind!r}{place}"
+            )
         values = stats.values
         if needs == "movement":
             same_shape(values, w.shape, function, "stats", name)

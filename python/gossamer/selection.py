@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, host, named, partner
+from gossamer._arrays import Array, Host, host, named, partner, require_number, require_text
 from gossamer.masks import Mask, packed_bits
 from gossamer.scoring import Inputs
 
@@ -45,26 +45,18 @@ def select(
         allowed,
         bits,
         outs,
-        _number(sparsity, function, "sparsity"),
+        None if sparsity is None else require_number(sparsity, function, "sparsity"),
         _count(nnz, function),
-        _number(threshold, function, "threshold"),
-        _text(pattern, function, "pattern"),
-        _text(group, function, "group"),
-        _number(min_density, function, "min_density"),
-        _text(nan, function, "nan"),
+        None if threshold is None else require_number(threshold, function, "threshold"),
+        require_text(pattern, function, "pattern"),
+        require_text(group, function, "group"),
+        require_number(min_density, function, "min_density"),
+        require_text(nan, function, "nan"),
     )
     return {
         name: Mask._own(shape, packed, count)
         for name, shape, packed, count in zip(inputs.names, shapes, bits, kept, strict=True)
     }
-
-
-def _number(x: object, function: str, argument: str) -> float | None:
-    if x is None:
-        return None
-    if isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool):
-        return float(x)
-    raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
 
 
 def _count(nnz: object, function: str) -> int | None:
@@ -75,12 +67,6 @@ def _count(nnz: object, function: str) -> int | None:
     if not 0 <= nnz < 1 << 63:
         raise ValueError(f"{function}: nnz must be at least 0 and at most the number there is, got {nnz}")
     return int(nnz)
-
-
-def _text(x: object, function: str, argument: str) -> str:
-    if not isinstance(x, str):
-        raise TypeError(f"{function}: {argument} must be a str, got {x!r}")
-    return x
 
 
 def topk_mask(

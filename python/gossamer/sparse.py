@@ -32,7 +32,9 @@ class Structure:
     Immutable and shared: by every matrix with the same positions, and by any number of threads.
     """
 
-    def __init__(self, shape: tuple[int, int], *, mask: Mask | None = None, csr: tuple[Host, Host] | None = None) -> None:
+    def __init__(
+        self, shape: tuple[int, int], *, mask: Mask | None = None, csr: tuple[Host, Host] | None = None
+    ) -> None:
         self.shape = shape
         self._mask, self._csr = mask, csr
         self._transposed: tuple[Structure, Host] | None = None
@@ -131,9 +133,7 @@ class SparseMatrix:
         return a
 
     @classmethod
-    def from_dense(
-        cls, w: Array, mask: Mask | None = None, *, format: str = "auto", dtype: Any = None
-    ) -> SparseMatrix:
+    def from_dense(cls, w: Array, mask: Mask | None = None, *, format: str = "auto", dtype: Any = None) -> SparseMatrix:
         """The kept elements of a dense array.
 
         Parameters
@@ -160,7 +160,9 @@ class SparseMatrix:
         structure = Structure(shape, mask=Mask._own(shape, packed))
         values = np.empty(structure.nnz, dense.dtype)
         _core.mask_to_values("SparseMatrix.from_dense", dense, packed, structure.csr()[0], values)
-        values = values.astype(_value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False)
+        values = values.astype(
+            _value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False
+        )
         return cls._make(structure, values, *_choose(format, structure, "SparseMatrix.from_dense"))
 
     @classmethod
@@ -185,7 +187,9 @@ class SparseMatrix:
         data = host(values, f, "values")
         dtype = _value_dtype(data.dtype, f)
         if starts.shape != (rows + 1,):
-            raise ValueError(f"{f}: indptr must have {rows + 1} entries for shape {(rows, cols)}, got shape {starts.shape}")
+            raise ValueError(
+                f"{f}: indptr must have {rows + 1} entries for shape {(rows, cols)}, got shape {starts.shape}"
+            )
         if columns.ndim != 1:
             raise ValueError(f"{f}: indices must have one dimension, got shape {columns.shape}")
         if data.shape != columns.shape:
@@ -245,7 +249,8 @@ class SparseMatrix:
         return self.nnz / (rows * cols) if rows * cols else 1.0
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> Any:
+        """float32 or float64, as a numpy dtype."""
         held = self._dense if self._values is None else self._values
         assert held is not None
         return held.dtype
@@ -307,11 +312,11 @@ class SparseMatrix:
         return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self._format!r})"
 
 
-def _rebuild(
-    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, format: str, plan: str
-) -> SparseMatrix:
+def _rebuild(shape: tuple[int, int], indptr: Host, indices: Host, values: Host, format: str, plan: str) -> SparseMatrix:
     checked = SparseMatrix.from_csr(indptr, indices, values, shape)
-    return SparseMatrix._make(checked._structure, np.array(values), format if format in _FORMATS[1:] else "csr", str(plan))
+    return SparseMatrix._make(
+        checked._structure, np.array(values), format if format in _FORMATS[1:] else "csr", str(plan)
+    )
 
 
 def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]:
@@ -322,15 +327,20 @@ def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]
     density = structure.nnz / (rows * cols) if rows * cols else 0.0
     if format == "auto":
         chosen, relation = ("csr", "at most") if density <= CSR_BELOW_DENSITY else ("dense", "above")
-        return chosen, f"{chosen}: density {density:.4f} is {relation} {CSR_BELOW_DENSITY}, where CSR and dense take equally long"
-    if format in _LATER or (isinstance(format, str) and (format.startswith("bsr:") or format.replace(":", "").isdigit())):
+        return (
+            chosen,
+            f"{chosen}: density {density:.4f} is {relation} {CSR_BELOW_DENSITY}, where CSR and dense take equally long",
+        )
+    if format in _LATER or (
+        isinstance(format, str) and (format.startswith("bsr:") or format.replace(":", "").isdigit())
+    ):
         raise NotImplementedError(f"{function}: format {format!r} is not in this version (csr, dense and auto are)")
     if not isinstance(format, str):
         raise TypeError(f"{function}: format must be a str, got {format!r}")
     raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS + _LATER)}, got {format!r}")
 
 
-def _value_dtype(dtype: Any, function: str) -> np.dtype[Any]:
+def _value_dtype(dtype: Any, function: str) -> Any:
     try:
         known = np.dtype(dtype)
     except TypeError as error:

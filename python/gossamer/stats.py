@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
 
 import numpy as np
 
@@ -140,11 +139,11 @@ class Stats:
         if self._sums is None:
             return np.zeros(shape)
         if self._sums.shape != shape:
-            raise ValueError(f"Stats.{function}: the shape must stay that of the first update, {self._sums.shape}, got {shape}")
+            raise ValueError(
+                f"Stats.{function}: the shape must stay that of the first update, {self._sums.shape}, got {shape}"
+            )
         return self._sums
 
     def __repr__(self) -> str:
         shape = None if self._sums is None else self._sums.shape
         return f"Stats({self.kind!r}, shape={shape}, count={self.count:g})"
-
-
