@@ -27,8 +27,8 @@ def matmul(
     Parameters
     ----------
     a : ``[rows, cols]``.
-    x : float32 or float64 ``[cols, n]``, or a vector ``[cols]``. Strided arrays are read in place; the kernel packs up to
-        256 columns at a time into scratch memory.
+    x : float32 or float64 ``[cols, n]``, or a vector ``[cols]``. Strided arrays are read in place; up to 256 columns at
+        a time are packed into scratch memory.
     bias : ``[rows]``.
     activation : None, ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"``, ``"sigmoid"`` or ``"tanh"``.
     residual : like the result.
@@ -64,7 +64,7 @@ def linear(
     residual: Array | None = None,
     out: Array | None = None,
 ) -> Array:
-    """``act(X @ A.T + bias) + residual``: a layer with weights ``a`` ``[out, in]`` on activations ``x`` ``[batch, in]``.
+    """``act(X @ A.T + bias) + residual``: a layer of weights ``a`` ``[out, in]`` on activations ``x`` ``[batch, in]``.
 
     As :func:`matmul` otherwise; ``x`` may be a vector ``[in]``, and more than two dimensions are ``[batch, rest]``.
 

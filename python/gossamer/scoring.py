@@ -123,7 +123,7 @@ def score(
 
     Parameters
     ----------
-    weights : float32 or float64 array of any shape, or a mapping of them. Strided and read-only arrays are read in place.
+    weights : float32 or float64 array of any shape, or a mapping of them. Strided arrays are read in place.
     grads : like ``weights``; the mean gradient. Ignored by methods that do not use it.
     method : a name of the table, or a callable ``(weights, grads, stats) -> scores`` that is called once a tensor.
     stats : a :class:`Stats`, or a mapping of them.

@@ -93,7 +93,7 @@ def topk_mask(
     nnz : or how many are kept, counted per group (and in rows, columns or blocks for those patterns).
     threshold : or what a score must reach to be kept.
     pattern : ``"element"``, ``"row"``, ``"col"``, ``"block:RxC"`` (a unit's score is the float64 sum of its elements'),
-        or ``"N:M"``: keep N of every M consecutive elements of the last axis, M <= 32; ``sparsity`` may then be left out.
+        or ``"N:M"``: keep N of every M consecutive elements of the last axis, M <= 32; then no ``sparsity`` is needed.
     group : what competes: ``"tensor"``, ``"row"`` or ``"global"`` (all tensors of the mapping together).
     min_density : for ``"global"``: this share of every tensor is kept first, inside the same total.
     prior : only positions that it keeps may be kept (rows, columns, blocks: if it keeps them whole).

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _FORMATS = ("auto", "csr", "dense")
 _LATER = ("panel", "bitmask", "n:m", "bsr")
-# The density up to which CSR is taken by "auto": where this version's CSR kernel meets OpenBLAS's dense product, rounded
-# down (`python bench/breakeven.py`). A calibrated model takes its place when the faster formats come.
+# The density up to which CSR is taken by "auto": where this version's CSR kernel meets OpenBLAS's dense product
+# (`python bench/breakeven.py`). A calibrated model takes its place when the faster formats come.
 CSR_BELOW_DENSITY = 0.15
 
 
@@ -295,7 +295,7 @@ class SparseMatrix:
         return SparseMatrix._make(self._structure, np.array(data, dtype, order="C"), self._format, self._plan)
 
     @property
-    def T(self) -> SparseMatrix:
+    def T(self) -> SparseMatrix:  # noqa: N802  (numpy's and scipy's name)
         """The transpose. Its structure is made once and kept; its values are gathered at each call."""
         structure, order = self._structure.transposed()
         return SparseMatrix._make(structure, self.values[order], self._format, self._plan)

@@ -14,8 +14,8 @@ from gossamer import _core
 def set_num_threads(n: int) -> None:
     """How many threads work on one call, the caller included.
 
-    The default is GOSSAMER_NUM_THREADS, else OMP_NUM_THREADS, else the processors that the affinity mask and the cgroup's
-    CPU quota leave. Results never depend on it. ``threadpoolctl.threadpool_limits`` controls it too.
+    The default is GOSSAMER_NUM_THREADS, else OMP_NUM_THREADS, else the processors that the affinity mask and the
+    cgroup's CPU quota leave. Results never depend on it. ``threadpoolctl.threadpool_limits`` controls it too.
 
     >>> import gossamer as gs
     >>> before = gs.get_num_threads()
