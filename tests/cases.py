@@ -20,6 +20,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,11 +65,15 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int, Any], Any]] = {
 }
 
 
+@lru_cache(maxsize=256)  # the same arrays serve every operation
+def _drawn(distribution: str, shape: tuple[int, ...], dtype: Any, key: tuple[object, ...]) -> np.ndarray:
+    drawn = DISTRIBUTIONS[distribution](generator(distribution, shape, *key), math.prod(shape), dtype)
+    return np.ascontiguousarray(np.asarray(drawn).astype(dtype).reshape(shape))
+
+
 def values(distribution: str, shape: tuple[int, ...], dtype: Any, *key: object) -> np.ndarray:
     """A fresh C-contiguous array of the distribution."""
-    n = math.prod(shape)
-    drawn = DISTRIBUTIONS[distribution](generator(distribution, shape, *key), n, dtype)
-    return np.ascontiguousarray(np.asarray(drawn).astype(dtype).reshape(shape))
+    return _drawn(distribution, shape, np.dtype(dtype), key).copy()
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -434,7 +439,7 @@ def assert_close(y: Any, truth: Any, scale: Any, dtype: Any, factor: float = 1.0
 
 # --------------------------------------------------------------------------------------------------------- digests
 
-DIGEST_SHAPES = ((48, 64), (8, 4, 3, 3), (3 * 32768 + 77,), (304, 328))
+DIGEST_SHAPES = ((8, 4, 3, 3), (3 * 32768 + 77,), (304, 328))
 
 
 def _digest(result: Any) -> str:
@@ -479,8 +484,8 @@ def digests() -> dict[str, dict[str, str]]:
     import gossamer as gs
 
     exact = {}
-    for name, operation in OPERATIONS.items():
-        for dtype, shape, distribution in itertools.product(FLOATS, DIGEST_SHAPES, DISTRIBUTIONS):
+    for dtype, shape, distribution in itertools.product(FLOATS, DIGEST_SHAPES, DISTRIBUTIONS):
+        for name, operation in OPERATIONS.items():
             if operation.fits(shape) and distribution not in operation.exclude:
                 case = Case(name, dtype, shape, "contiguous", distribution)
                 exact[str(case)] = _digest(operation.run(gs, case.data(gs)))

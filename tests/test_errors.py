@@ -372,7 +372,7 @@ def test_a_cuda_like_array_says_that_there_is_no_cuda() -> None:
         shape = (3,)
         __cuda_array_interface__ = {"shape": (3,), "typestr": "<f4", "data": (0x1000, False), "version": 3}  # noqa: RUF012
 
-    if gs.info()["cuda"]:
+    if gs.info()["cuda"]["available"]:
         pytest.skip("this build has CUDA")
     with pytest.raises(RuntimeError, match=r"^score: .*(CUDA|cuda|GPU)"):
         gs.score(Device())

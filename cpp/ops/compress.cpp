@@ -16,15 +16,6 @@ namespace {
 
 long long ll(std::int64_t x) { return static_cast<long long>(x); }
 
-// f(row) over all rows in parallel, about `chunk_size` elements of work at a time.
-template <class F>
-void for_rows(std::int64_t rows, std::int64_t work_per_row, F&& f) {
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, work_per_row));
-  parallel_for((rows + step - 1) / step, [&](std::int64_t chunk) {
-    for (std::int64_t row = chunk * step; row < std::min(rows, (chunk + 1) * step); ++row) f(row);
-  });
-}
-
 }  // namespace
 
 void check_csr(const char* function, const CsrPattern& p, std::int64_t stored) {

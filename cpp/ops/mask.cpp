@@ -62,19 +62,6 @@ void nonzero_mask(const Array& weights_, std::uint8_t* mask) {
   });
 }
 
-namespace {
-
-// f(row) over all rows, several to a chunk.
-template <class F>
-void for_rows(std::int64_t rows, std::int64_t cols, F&& f) {
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, cols));
-  parallel_for((rows + step - 1) / step, [&](std::int64_t chunk) {
-    for (std::int64_t row = chunk * step; row < std::min(rows, (chunk + 1) * step); ++row) f(row);
-  });
-}
-
-}  // namespace
-
 void pack_bits(const std::uint8_t* bytes, std::int64_t rows, std::int64_t cols, std::uint8_t* mask) {
   for_rows(rows, cols, [&](std::int64_t row) {
     const std::uint8_t* from = bytes + row * cols;

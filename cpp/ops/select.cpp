@@ -1,378 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection. All of it works on integer keys that order like the scores (core/table.hpp), and the total order is
-// (key descending, flat index ascending), so the result depends on nothing but the scores.
-//
-// Usual case, two passes: a 16-bit histogram of the keys finds the bin that holds the k-th one; the second pass writes
-// the bits above that bin and collects the bin's few members, which are then selected among. An overfull bin is split
-// by the next 16 bits first; when no bits are left, its members are all equal and only their order counts.
+// One call of selection: checks it, brings every pattern and group into the form of ops/topk.hpp, and back.
 #include "ops/select.hpp"
 
 #include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <cmath>
-#include <functional>
-#include <limits>
 #include <memory>
-#include <numeric>
 
-#include "core/parallel.hpp"
 #include "ops/bits.hpp"
+#include "ops/topk.hpp"
+#include "ops/units.hpp"
 
 namespace gossamer {
 namespace {
 
-constexpr std::int64_t small_size = 1 << 14;  // below this, all keys are candidates: no histogram
-constexpr std::int64_t long_row = 1 << 18;    // rows beyond this leave the cache: they go through the histogram
-
 long long ll(std::int64_t x) { return static_cast<long long>(x); }
-
-// A tensor as the engine sees it; `base` is the index of its element 0 among all that compete.
-struct Item {
-  ScoreSource source;
-  const std::uint8_t* prior;
-  std::uint8_t* mask;
-  std::int64_t base;
-  std::int64_t nnz = 0;
-
-  std::int64_t rows() const { return source.rows(); }
-  std::int64_t cols() const { return source.cols(); }
-  std::int64_t size() const { return rows() * cols(); }
-  std::int64_t byte(std::int64_t row, std::int64_t col) const { return row * row_bytes(cols()) + col / 8; }
-  std::int64_t allowed() const { return prior == nullptr ? size() : count_bits(prior, rows() * row_bytes(cols())); }
-};
-
-template <class T>
-struct Scratch : ScoreScratch<T> {
-  using Key = typename KeyOf<T>::type;
-  alignas(64) Key keys[tile_size + 64];
-  std::uint32_t open[tile_size];
-  ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
-};
-
-template <class Key>
-struct Candidate {
-  Key key;
-  std::int64_t index;
-};
-
-struct Bins {
-  std::vector<std::uint32_t> count = std::vector<std::uint32_t>(1 << 16);
-  std::vector<std::uint64_t> total = std::vector<std::uint64_t>(1 << 16);
-  std::int64_t pending = 0;
-  void flush() {
-    for (std::size_t i = 0; i < count.size(); ++i) total[i] += count[i];
-    std::fill(count.begin(), count.end(), 0u);
-    pending = 0;
-  }
-};
-
-template <class T>
-const T* scores_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-  if constexpr (sizeof(T) == 8) {
-    if (item.source.dtype() == DType::float32) {
-      const float* narrow = score_tile(item.source, row, col, n, s.narrow);
-      std::copy(narrow, narrow + n, s.scores);
-      return s.scores;
-    }
-  }
-  return score_tile(item.source, row, col, n, s);
-}
-
-// Keys of a tile, padded to a multiple of 64; NaN is ranked and noticed.
-template <class T>
-void keys_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, NanRank rank, std::atomic<bool>& nan,
-             Scratch<T>& s, typename KeyOf<T>::type* out) {
-  const auto& table = kernels<T>();
-  const std::int64_t first = table.keys(scores_of(item, row, col, n, s), n, rank, out);
-  if (first < n) nan.store(true, std::memory_order_relaxed);
-  if (item.prior != nullptr) table.exclude(item.prior + item.byte(row, col), n, out);
-}
-
-template <class T>
-class Engine {
- public:
-  using Key = typename KeyOf<T>::type;
-  using Unsigned = typename KeyOf<T>::unsigned_type;
-  static constexpr Key lowest = std::numeric_limits<Key>::min() + 1;  // the lowest key that may be kept
-  static constexpr Key highest = std::numeric_limits<Key>::max();
-
-  Engine(std::vector<Item>& items, NanRank rank, std::atomic<bool>& nan) : items_(items), rank_(rank), nan_(nan) {
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      append_chunks(chunks_, static_cast<std::int64_t>(i), items[i].rows(), items[i].cols());
-      size_ += items[i].size();
-      items[i].nnz = 0;
-    }
-  }
-
-  void keep_top(std::int64_t count) {
-    if (count == 0) return mark(highest, highest, 0);
-    if (size_ <= small_size) return mark(highest, lowest, count);
-    std::int64_t rank = count;  // of the last key to keep, among those that match `prefix`
-    Unsigned prefix = 0;
-    for (int shift = static_cast<int>(sizeof(Key)) * 8 - 16;; shift -= 16) {
-      const std::vector<std::uint64_t> bins = histogram(shift, prefix);
-      std::size_t bin = bins.size() - 1;
-      for (; static_cast<std::uint64_t>(rank) > bins[bin]; --bin) rank -= static_cast<std::int64_t>(bins[bin]);
-      prefix = static_cast<Unsigned>(prefix << 16 | static_cast<Unsigned>(bin));
-      if (shift == 0) return mark_ties(signed_key(prefix), rank);
-      if (bins[bin] <= static_cast<std::uint64_t>(small_size + size_ / 64)) {
-        const Unsigned low = static_cast<Unsigned>(prefix << shift),
-                       width = static_cast<Unsigned>(Unsigned{1} << shift);
-        return mark(signed_key(static_cast<Unsigned>(low + width - 1)), std::max(signed_key(low), lowest), rank);
-      }
-    }
-  }
-
-  void keep_from(double threshold) {
-    T t = static_cast<T>(threshold);  // the smallest T that is not below it
-    if (static_cast<double>(t) < threshold) t = std::nextafter(t, std::numeric_limits<T>::infinity());
-    Key key[64];
-    kernels<T>().keys(&t, 1, rank_, key);
-    mark(key[0] - 1, highest, 0);
-  }
-
- private:
-  static Key signed_key(Unsigned u) {
-    return static_cast<Key>(u ^ static_cast<Unsigned>(std::numeric_limits<Key>::min()));
-  }
-
-  // f(chunk number, item, row, col, count, keys, scratch) for every tile
-  template <class F>
-  void for_key_tiles(F&& f) {
-    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t c, Scratch<T>& s) {
-      const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
-      const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-      for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-        keys_of(item, row, col, n, rank_, nan_, s, s.keys);
-        f(static_cast<std::size_t>(c), item, row, col, n, s);
-      });
-    });
-  }
-
-  std::vector<std::uint64_t> histogram(int shift, Unsigned prefix) {
-    PerWorker<Bins> bins;
-    const auto& table = kernels<T>();
-    detail::parallel_for(static_cast<std::int64_t>(chunks_.size()), std::min(scratch_.workers(), bins.workers()),
-                         [&](std::int64_t c, int worker) {
-                           const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
-                           const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-                           Scratch<T>& s = scratch_[worker];
-                           Bins& mine = bins[worker];
-                           for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-                             keys_of(item, row, col, n, rank_, nan_, s, s.keys);
-                             table.histogram(s.keys, n, shift, prefix, mine.count.data());
-                             mine.pending += n;
-                           });
-                           if (mine.pending > std::numeric_limits<std::uint32_t>::max() / 2) mine.flush();
-                         });
-    std::vector<std::uint64_t> total(1 << 16);
-    bins.for_each([&](Bins& mine) {
-      for (std::size_t i = 0; i < total.size(); ++i) total[i] += mine.total[i] + mine.count[i];
-    });
-    return total;
-  }
-
-  // Keeps all keys above `top` and the best `rank` of those in [bottom, top].
-  void mark(Key top, Key bottom, std::int64_t rank) {
-    std::vector<std::int64_t> kept(chunks_.size());
-    std::vector<std::vector<Candidate<Key>>> found(chunks_.size());
-    const auto& table = kernels<T>();
-    for_key_tiles(
-        [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-          std::int64_t open = 0;
-          kept[c] += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
-          if (rank == 0) return;
-          const std::int64_t base = item.base + row * item.cols() + col;
-          for (std::int64_t i = 0; i < open; ++i)
-            if (s.open[i] < n) found[c].push_back({s.keys[s.open[i]], base + s.open[i]});
-        });
-    add_counts(kept);
-    if (rank == 0) return;
-    std::vector<Candidate<Key>> all;
-    for (auto& part : found) all.insert(all.end(), part.begin(), part.end());
-    const auto before = [](const Candidate<Key>& a, const Candidate<Key>& b) {
-      return a.key > b.key || (a.key == b.key && a.index < b.index);
-    };
-    if (rank < static_cast<std::int64_t>(all.size()))
-      std::nth_element(all.begin(), all.begin() + rank, all.end(), before);
-    for (std::int64_t i = 0; i < rank; ++i) {
-      const std::int64_t index = all[static_cast<std::size_t>(i)].index;
-      Item& item = *(std::upper_bound(items_.begin(), items_.end(), index,
-                                      [](std::int64_t at, const Item& it) { return at < it.base; }) -
-                     1);
-      const std::int64_t at = index - item.base;
-      set_bit(item.mask + at / item.cols() * row_bytes(item.cols()), at % item.cols());
-      ++item.nnz;
-    }
-  }
-
-  // Keeps all keys above `key` and the first `rank` equal to it.
-  void mark_ties(Key key, std::int64_t rank) {
-    std::vector<std::int64_t> quota(chunks_.size()), kept(chunks_.size());
-    const auto& table = kernels<T>();
-    for_key_tiles([&](std::size_t c, const Item&, std::int64_t, std::int64_t, std::int64_t n, Scratch<T>& s) {
-      quota[c] += table.count_equal(s.keys, n, key);
-    });
-    for (auto& q : quota) {
-      q = std::min(q, rank);
-      rank -= q;
-    }
-    for_key_tiles(
-        [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-          kept[c] += table.mark_ties(s.keys, n, key, &quota[c], item.mask + item.byte(row, col));
-        });
-    add_counts(kept);
-  }
-
-  void add_counts(const std::vector<std::int64_t>& kept) {
-    for (std::size_t c = 0; c < chunks_.size(); ++c) items_[static_cast<std::size_t>(chunks_[c].tensor)].nnz += kept[c];
-  }
-
-  std::vector<Item>& items_;
-  NanRank rank_;
-  std::atomic<bool>& nan_;
-  std::vector<Chunk> chunks_;
-  std::int64_t size_ = 0;
-  PerWorker<Scratch<T>> scratch_;
-};
-
-// The best `count` of every row. A row's keys stay in the cache: memory is read once.
-template <class T>
-void keep_top_of_rows(Item& item, std::int64_t count, NanRank rank, std::atomic<bool>& nan) {
-  using Key = typename KeyOf<T>::type;
-  struct RowScratch : Scratch<T> {
-    std::vector<Key> keys, sorted;
-  };
-  item.nnz = count * item.rows();
-  if (item.cols() > long_row) {
-    for (std::int64_t r = 0; r < item.rows(); ++r) {
-      std::vector<Item> row{item};
-      row[0].source.weights = item.source.weights.row(r);
-      if (item.source.aux.rows() > 1) row[0].source.aux = item.source.aux.row(r);
-      row[0].source.first_index += r * item.cols();
-      row[0].base += r * item.cols();
-      row[0].mask += item.byte(r, 0);
-      if (item.prior != nullptr) row[0].prior += item.byte(r, 0);
-      Engine<T>(row, rank, nan).keep_top(count);
-    }
-    return;
-  }
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, item.cols()));
-  PerWorker<RowScratch> scratch;
-  parallel_for((item.rows() + step - 1) / step, scratch, [&](std::int64_t c, RowScratch& s) {
-    const auto cols = static_cast<std::size_t>(item.cols());
-    s.keys.resize(cols + 64);
-    for (std::int64_t row = c * step; row < std::min(item.rows(), (c + 1) * step); ++row) {
-      for (std::int64_t col = 0; col < item.cols(); col += tile_size)
-        keys_of(item, row, col, std::min(tile_size, item.cols() - col), rank, nan, s, s.keys.data() + col);
-      std::uint8_t* bits = item.mask + item.byte(row, 0);
-      Key threshold = std::numeric_limits<Key>::max();
-      std::int64_t quota = 0;
-      if (count > 0) {
-        s.sorted.assign(s.keys.begin(), s.keys.begin() + static_cast<std::ptrdiff_t>(cols));
-        std::nth_element(s.sorted.begin(), s.sorted.begin() + (count - 1), s.sorted.end(), std::greater<Key>());
-        threshold = s.sorted[static_cast<std::size_t>(count - 1)];
-        quota = std::count(s.sorted.begin(), s.sorted.begin() + count, threshold);
-      }
-      kernels<T>().mark_ties(s.keys.data(), item.cols(), threshold, &quota, bits);
-    }
-  });
-}
-
-template <class T>
-void keep_n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRank rank, std::atomic<bool>& nan) {
-  const std::int64_t step = std::lcm<std::int64_t>(8, of), tile = tile_size / step * step;
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, item.rows(), item.cols(), tile);
-  PerWorker<Scratch<T>> scratch;
-  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t c, Scratch<T>& s) {
-    for_tiles(chunks[static_cast<std::size_t>(c)], tile, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-      keys_of(item, row, col, n, rank, nan, s, s.keys);
-      kernels<T>().keep_n_of_m(s.keys, n, static_cast<int>(keep), static_cast<int>(of),
-                               item.mask + item.byte(row, col));
-    });
-  });
-  item.nnz = item.size() / of * keep;
-}
-
-// --- structured units ------------------------------------------------------------------------------------------------
-
-struct Units {
-  std::int64_t height, width;  // elements of a unit
-  std::int64_t rows, cols;     // units of the tensor
-  std::vector<double> scores;
-  std::vector<std::uint8_t> prior, mask;
-};
-
-double sum_of_lanes(const double* lane) {
-  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
-template <class T>
-void score_units(const ScoreSource& source, Units& units) {
-  const auto& table = kernels<T>();
-  const std::int64_t per_tile = std::max<std::int64_t>(1, tile_size / units.width);
-  const std::int64_t tiles = (units.cols + per_tile - 1) / per_tile;
-  const std::int64_t step = std::max<std::int64_t>(
-      1, chunk_size / std::max<std::int64_t>(1, units.height * std::min(units.cols, per_tile) * units.width));
-  const std::int64_t strips = (units.rows + step - 1) / step;
-  PerWorker<ScoreScratch<T>> scratch;
-  parallel_for(strips * tiles, scratch, [&](std::int64_t job, ScoreScratch<T>& s) {
-    const std::int64_t first = job % tiles * per_tile, last = std::min(units.cols, first + per_tile);
-    const std::int64_t strip_begin = job / tiles * step, strip_end = std::min(units.rows, strip_begin + step);
-    for (std::int64_t strip = strip_begin; strip < strip_end; ++strip) {
-      double* sums = units.scores.data() + strip * units.cols + first;
-      for (std::int64_t row = strip * units.height; row < (strip + 1) * units.height; ++row) {
-        if (units.width > tile_size) {  // one unit, longer than a tile
-          double lane[8] = {};
-          for (std::int64_t col = 0; col < units.width; col += tile_size) {
-            const std::int64_t n = std::min(tile_size, units.width - col);
-            table.add_lanes(score_tile(source, row, first * units.width + col, n, s), n, lane);
-          }
-          sums[0] += sum_of_lanes(lane);
-          continue;
-        }
-        const T* scores = score_tile(source, row, first * units.width, (last - first) * units.width, s);
-        for (std::int64_t u = 0; u < last - first; ++u) {
-          if (units.width == 1) {
-            sums[u] += static_cast<double>(scores[u]);
-          } else {
-            double lane[8] = {};
-            table.add_lanes(scores + u * units.width, units.width, lane);
-            sums[u] += sum_of_lanes(lane);
-          }
-        }
-      }
-    }
-  });
-}
-
-// A unit may be kept if all of its elements may.
-void units_prior(const std::uint8_t* prior, std::int64_t cols, Units& units) {
-  units.prior.assign(static_cast<std::size_t>(units.rows * row_bytes(units.cols)), 0);
-  for (std::int64_t r = 0; r < units.rows; ++r)
-    for (std::int64_t c = 0; c < units.cols; ++c) {
-      bool all = true;
-      for (std::int64_t row = r * units.height; all && row < (r + 1) * units.height; ++row)
-        all = all_set(prior + row * row_bytes(cols), c * units.width, (c + 1) * units.width);
-      if (all) set_bit(units.prior.data() + r * row_bytes(units.cols), c);
-    }
-}
-
-void expand_units(const Units& units, std::int64_t rows, std::int64_t cols, std::uint8_t* mask) {
-  std::memset(mask, 0, static_cast<std::size_t>(rows * row_bytes(cols)));
-  parallel_for(units.rows, [&](std::int64_t r) {
-    const std::uint8_t* kept = units.mask.data() + r * row_bytes(units.cols);
-    std::uint8_t* first = mask + r * units.height * row_bytes(cols);
-    for (std::int64_t c = 0; c < units.cols; ++c)
-      if (bit(kept, c)) set_range(first, c * units.width, (c + 1) * units.width);
-    for (std::int64_t row = 1; row < units.height; ++row)
-      std::memcpy(first + row * row_bytes(cols), first, static_cast<std::size_t>(row_bytes(cols)));
-  });
-}
-
-// --- one call --------------------------------------------------------------------------------------------------------
 
 class Call {
  public:
@@ -400,9 +43,7 @@ class Call {
       items_.push_back({source, u.prior.empty() ? nullptr : u.prior.data(), u.mask.data(), base});
       base += u.rows * u.cols;
     }
-    bool wide = false;
-    for (const Item& item : items_) wide = wide || item.source.dtype() == DType::float64;
-    wide ? select_as<double>() : select_as<float>();
+    select_all();
     if (nan_.load() && how_.nan == Nan::raise) throw_nan();
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       if (structured) {
@@ -477,7 +118,7 @@ class Call {
     }
     u.scores.assign(static_cast<std::size_t>(u.rows * u.cols), 0.0);
     u.mask.assign(static_cast<std::size_t>(u.rows * row_bytes(u.cols)), 0);
-    if (rows * cols > 0) dispatch(t.source.dtype(), [&](auto zero) { score_units<decltype(zero)>(t.source, u); });
+    if (rows * cols > 0) score_units(t.source, u);
     if (t.prior != nullptr) units_prior(t.prior, cols, u);
     return u;
   }
@@ -495,42 +136,40 @@ class Call {
                          place.c_str(), ll(allowed)));
   }
 
-  template <class T>
-  void select_as() {
-    const NanRank rank = how_.nan == Nan::keep ? NanRank::high : NanRank::low;
-    if (how_.pattern.kind == Pattern::Kind::n_of_m) return windows<T>(rank);
+  NanRule nan() { return {how_.nan == Nan::keep ? NanRank::high : NanRank::low, nan_}; }
+
+  void select_all() {
+    if (how_.pattern.kind == Pattern::Kind::n_of_m) return windows();
     if (how_.threshold) {
-      Engine<T>(items_, rank, nan_).keep_from(*how_.threshold);
+      keep_from(items_, *how_.threshold, nan());
     } else if (how_.group == Group::global) {
-      global<T>(rank);
+      global();
     } else if (how_.group == Group::row) {
-      for (std::size_t i = 0; i < items_.size(); ++i) rows<T>(items_[i], tensors_[i], rank);
+      for (std::size_t i = 0; i < items_.size(); ++i) rows(items_[i], tensors_[i]);
     } else {
       for (std::size_t i = 0; i < items_.size(); ++i) {
         const std::int64_t count = count_of(items_[i].size());
         need(count, items_[i].allowed(), where(tensors_[i]));
         std::vector<Item> one{items_[i]};
-        Engine<T>(one, rank, nan_).keep_top(count);
+        keep_top(one, count, nan());
         items_[i].nnz = one[0].nnz;
       }
     }
   }
 
-  template <class T>
-  void rows(Item& item, const SelectTensor& t, NanRank rank) {
+  void rows(Item& item, const SelectTensor& t) {
     const std::int64_t count = count_of(item.cols());
     if (item.prior != nullptr)
       for (std::int64_t r = 0; r < item.rows(); ++r)
         need(count, count_bits(item.prior + item.byte(r, 0), row_bytes(item.cols())),
              format(" in row %lld", ll(r)) + where(t));
-    keep_top_of_rows<T>(item, count, rank, nan_);
+    keep_top_of_rows(item, count, nan());
   }
 
-  template <class T>
-  void windows(NanRank rank) {
+  void windows() {
     for (std::size_t i = 0; i < items_.size(); ++i) {
       Item& item = items_[i];
-      keep_n_of_m<T>(item, how_.pattern.a, how_.pattern.b, rank, nan_);
+      keep_n_of_m(item, how_.pattern.a, how_.pattern.b, nan());
       if (item.prior == nullptr) continue;
       for (std::int64_t b = 0; b < item.rows() * row_bytes(item.cols()); ++b)
         if ((item.mask[b] & ~item.prior[b]) != 0)
@@ -540,8 +179,7 @@ class Call {
   }
 
   // The floors of min_density are taken first, tensor by tensor; the rest competes for what is left of the count.
-  template <class T>
-  void global(NanRank rank) {
+  void global() {
     std::int64_t size = 0, allowed = 0;
     for (const Item& item : items_) {
       size += item.size();
@@ -549,7 +187,7 @@ class Call {
     }
     std::int64_t count = count_of(size);
     need(count, allowed, "");
-    if (how_.min_density == 0) return Engine<T>(items_, rank, nan_).keep_top(count);
+    if (how_.min_density == 0) return keep_top(items_, count, nan());
 
     const std::int64_t total = count;
     std::vector<std::vector<std::uint8_t>> floors(items_.size()), rest(items_.size());
@@ -570,7 +208,7 @@ class Call {
     for (std::size_t i = 0; i < items_.size(); ++i) {
       std::vector<Item> one{items_[i]};
       one[0].mask = floors[i].data();
-      Engine<T>(one, rank, nan_).keep_top(taken[i]);
+      keep_top(one, taken[i], nan());
     }
     std::vector<Item> left = items_;
     for (std::size_t i = 0; i < left.size(); ++i) {
@@ -580,7 +218,7 @@ class Call {
       }
       left[i].prior = rest[i].data();
     }
-    Engine<T>(left, rank, nan_).keep_top(count);
+    keep_top(left, count, nan());
     for (std::size_t i = 0; i < items_.size(); ++i) {
       for (std::size_t b = 0; b < floors[i].size(); ++b)
         items_[i].mask[b] = static_cast<std::uint8_t>(items_[i].mask[b] | floors[i][b]);

@@ -7,6 +7,8 @@
 #include <numeric>
 #include <vector>
 
+#include "core/parallel.hpp"
+
 namespace gossamer {
 
 inline constexpr std::int64_t tile_size = 2048;      // elements; scores and keys of a tile stay in the L1 cache
@@ -35,6 +37,15 @@ void for_tiles(const Chunk& chunk, std::int64_t tile, F&& f) {
   for (std::int64_t row = chunk.row_begin; row < chunk.row_end; ++row)
     for (std::int64_t col = chunk.col_begin; col < chunk.col_end; col += tile)
       f(row, col, std::min(tile, chunk.col_end - col));
+}
+
+// f(row) over all rows in parallel, about chunk_size elements of work at a time.
+template <class F>
+void for_rows(std::int64_t rows, std::int64_t work_per_row, F&& f) {
+  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, work_per_row));
+  parallel_for((rows + step - 1) / step, [&](std::int64_t chunk) {
+    for (std::int64_t row = chunk * step; row < std::min(rows, (chunk + 1) * step); ++row) f(row);
+  });
 }
 
 }  // namespace gossamer

@@ -33,8 +33,8 @@ __all__ = ["METHODS", "Options", "Outcome", "run"]
 
 METHODS = ("magnitude", "gradient", "taylor", "movement", "wanda", "random")
 HIDDEN = (300, 100)
-ROUND_RATE = 5e-4
 RATES = (1e-3, 2e-4)  # Adam's: the second once the first brings nothing more
+ROUND_RATES = (2e-3, 1e-4)  # falls within each round; at a constant rate its noise alone can cost the budget
 MIN_STEPS, MAX_STEPS = 1500, 10_000  # of dense training at the first rate; the maximum is for data that fits for ever
 ROUNDS, ROUND_STEPS = 12, 250  # a round trains whole epochs, at least one
 TICKS = 4  # parts of a round that a rejected one can be cut into
@@ -148,7 +148,7 @@ class _Run:
 
     def anneal(self, phase: str, params: dict[str, Array], masks: Masks | None = None, min_steps: int = 0) -> None:
         """Train in place at one rate after the other, each until validation stops improving or ``epochs`` are used up."""
-        most = [math.ceil(MAX_STEPS / self.steps_per_epoch)] * 2
+        most = [math.ceil(MAX_STEPS / self.steps_per_epoch)] * len(RATES)
         patience = 2 * self.round_epochs
         if self.options.epochs is not None:
             first = math.ceil(self.options.epochs * 2 / 3)
@@ -167,11 +167,17 @@ class _Run:
         if count == 0:
             return
         before, seed = self.step, [self.options.seed, self.step]
-        if self.options.method == "movement":  # summed over the steps of training, as in the paper
-            how["on_step"] = lambda step, params, grads: importance.update_movement(self.moved, params, grads)
+
+        def on_step(step: int, params: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
+            if phase == "prune":
+                high, low = ROUND_RATES
+                optimizer.rate = high + (low - high) * step / (count * self.steps_per_epoch)
+            if self.options.method == "movement":  # summed over all steps of training, as in the paper
+                importance.update_movement(self.moved, params, grads)
+
         for epoch in loop.train(
             params, optimizer, self.data.x_train, self.data.y_train, validation=self.validation, epochs=count,
-            batch_size=self.batch_size, seed=np.random.default_rng(seed), **how,
+            batch_size=self.batch_size, seed=np.random.default_rng(seed), on_step=on_step, **how,
         ):  # fmt: skip
             self.step = before + epoch.step
             self.curve.append(
@@ -218,7 +224,7 @@ class _Run:
             found = self.statistics(params)
             candidate, _ = sparsifier.step(state, model.weights(params), found.grads, target, stats=found.stats)
             masks = dict(candidate.mask)
-            for _ in self.epochs("prune", params, Adam(ROUND_RATE), self.round_epochs, masks=masks):
+            for _ in self.epochs("prune", params, Adam(), self.round_epochs, masks=masks):
                 pass
             if self.consider(keeper, params, masks):
                 state, moved, tick, stride = candidate, self.moved, target, TICKS
