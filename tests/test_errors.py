@@ -2,6 +2,7 @@
 """Bad input: the right exception, a message that starts with the function's name and names argument and value, and
 inputs and outputs as they were. One row a case."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -402,3 +403,4 @@ def test_info_has_its_keys() -> None:
     assert {"version", "isa", "threads", "cuda", "build"} <= set(info)
     assert info["threads"] == gs.get_num_threads()
     assert info["version"] == gs.__version__
+    assert json.loads(json.dumps(info)) == info

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import ACTIVATIONS, FLOATS, LAYOUTS, assert_close, assert_same_bits, generator
+from cases import ACTIVATIONS, FLOATS, LAYOUTS, assert_close, assert_same_bits, generator, right_or_refused
 from gossamer import reference
 
 FORMATS = ("csr", "dense", "auto")
@@ -244,6 +244,42 @@ def test_sddmm(dtype: type, density: float, size: tuple[int, int, int]) -> None:
         assert result.dtype == dtype
         assert_close(result.to_dense(), truth, scale, dtype)
         assert_close(np.asarray(result.values), truth[kept], scale, dtype)
+
+
+def test_sddmm_out_takes_the_values() -> None:
+    kept = _dense(33, 47, np.float32) != 0
+    x, y, mask = _normal(33, 19), _normal(47, 19), gs.Mask.from_dense(kept)
+    expected = gs.sddmm(x, y, mask)
+    out = np.full(mask.nnz, np.nan, np.float32)
+    result = gs.sddmm(x, y, mask, out=out)
+    assert_same_bits(out, np.asarray(expected.values))
+    assert_same_bits(result.to_dense(), expected.to_dense())
+    with pytest.raises(ValueError, match=r"^sddmm: out "):
+        gs.sddmm(x, y, mask, out=np.zeros(mask.nnz + 1, np.float32))
+    with pytest.raises(TypeError, match=r"^sddmm: out "):
+        gs.sddmm(x, y, mask, out=np.zeros(mask.nnz))
+
+
+@pytest.mark.parametrize("call", ["linear", "matmul"])
+@pytest.mark.parametrize("shared", ["x shifted", "residual shifted", "residual transposed", "bias"])
+def test_out_that_overlaps_another_input_is_right_or_refused(call: str, shared: str) -> None:
+    w, x, buffer = _dense(32, 32, np.float64, 0.5), _normal(32, 32, dtype=np.float64), _normal(33, 32, dtype=np.float64)
+    a, out, fused, before = gs.SparseMatrix.from_dense(w, format="csr"), buffer[1:], {}, buffer.copy()
+    if shared == "x shifted":
+        x = buffer[:32]
+    elif shared == "residual shifted":
+        fused["residual"] = buffer[:32]
+    elif shared == "residual transposed":
+        fused["residual"] = out.T
+    else:
+        fused["bias"] = buffer[7]
+    copies = {name: part.copy() for name, part in fused.items()}
+    truth = reference.linear(x, w, **copies) if call == "linear" else reference.matmul(w, x, **copies)
+    run = {"linear": lambda: gs.linear(x, a, out=out, **fused), "matmul": lambda: gs.matmul(a, x, out=out, **fused)}
+    if right_or_refused(run[call], ValueError, f"^{call}: out ") is None:
+        assert_same_bits(buffer, before)
+    else:
+        np.testing.assert_allclose(out, truth, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -127,6 +127,34 @@ def test_global_masks_with_floors_are_the_references(data: st.DataObject, floor:
         assert sum(m.nnz for m in got.values()) == reference.kept_count(size, sparsity)
 
 
+@settings(max_examples=200)
+@given(st.data())
+def test_mappings_with_everything_at_once_are_the_references(data: st.DataObject) -> None:
+    """Tensors of mixed dtypes, a pattern, NaN, priors, floors, one total."""
+    pattern = data.draw(st.sampled_from(["element", "row", "col", "block:2x3"]))
+    nan = data.draw(st.sampled_from(["prune", "keep"]))
+    shapes = st.tuples(st.integers(0, 5).map(lambda n: 2 * n), st.integers(0, 4).map(lambda n: 3 * n))
+    params, priors = {}, {}
+    elements = st.sampled_from([-1.0, -0.0, 0.0, 0.25, 1.0, 1.0, 3.0, float("nan")])
+    for name in data.draw(st.permutations("abc")):
+        params[name] = data.draw(hnp.arrays(data.draw(DTYPES), data.draw(shapes), elements=elements))
+        priors[name] = data.draw(hnp.arrays(bool, params[name].shape, elements=st.sampled_from([True] * 9 + [False])))
+    options: dict[str, Any] = {"pattern": pattern, "nan": nan, "group": "global"}
+    options["min_density"] = data.draw(st.sampled_from([0.0, 0.0, 0.1, 0.3]))
+    options["sparsity"] = data.draw(SPARSITIES)
+    masked = data.draw(st.booleans())
+    try:
+        expected = reference.topk_mask(params, prior=priors if masked else None, **options)
+    except ValueError:
+        expected = None
+    bits = {name: gs.Mask.from_dense(prior) for name, prior in priors.items()} if masked else None
+    got = right_or_refused(lambda: gs.topk_mask(params, prior=bits, **options), ValueError, "prior|min_density")
+    assert (got is None) == (expected is None)
+    if got is not None:
+        for name in params:
+            assert_same_bits(got[name].to_dense(), expected[name], name)
+
+
 @settings(max_examples=150)
 @given(st.data(), st.sampled_from(["magnitude", "gradient", "taylor", "random", "wanda", "movement", "callable"]))
 def test_prune_is_score_select_apply(data: st.DataObject, method: str) -> None:

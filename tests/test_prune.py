@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import FLOATS, Case, assert_same_bits, check_against_reference, table, values
+from cases import FLOATS, Case, assert_same_bits, check_against_reference, right_or_refused, table, values
 
 
 @pytest.mark.parametrize("case", table("prune/"), ids=str)
@@ -115,6 +115,33 @@ def test_out_may_be_the_gradient() -> None:
     assert pruned is g
     assert same == mask
     assert_same_bits(g, expected)
+
+
+def test_a_callable_may_return_the_weights_themselves() -> None:
+    w = values("normal", (300, 200), np.float32)
+    expected, mask = gs.prune(w, method=lambda w, g, s: w.copy(), sparsity=0.7)
+    pruned, same = gs.prune(w, method=lambda w, g, s: w, sparsity=0.7, out=w)
+    assert same == mask
+    assert_same_bits(pruned, expected)
+
+
+@pytest.mark.parametrize("share", ["transposed", "same out twice", "overlapping tensors"])
+def test_memory_that_two_arrays_share_is_right_or_refused(share: str) -> None:
+    base = values("normal", (40, 40), np.float64)
+    before = base.copy()
+    if share == "transposed":
+        params, out = {"a": base.T}, {"a": base}
+    elif share == "same out twice":
+        params, out = {"a": before.copy(), "b": -before}, {"a": base, "b": base}
+    else:
+        params = out = {"a": base[:30], "b": base[10:]}
+    expected, _ = gs.prune({name: w.copy() for name, w in params.items()}, sparsity=0.5)
+    result = right_or_refused(lambda: gs.prune(params, sparsity=0.5, out=out), ValueError, "^prune: out ")
+    if result is None:
+        assert_same_bits(base, before)
+    else:
+        for name in params:
+            assert_same_bits(out[name], expected[name])
 
 
 def test_a_mapping_and_its_out() -> None:

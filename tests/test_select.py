@@ -2,6 +2,8 @@
 """``topk_mask``: counts, ties, NaN, groups, patterns, priors, floors; all of it exactly."""
 
 import math
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,24 @@ def test_the_count_is_exact(n: int, sparsity: float) -> None:
     scores = values("heavy_ties", (n,), np.float32)
     assert gs.topk_mask(scores, sparsity=sparsity).nnz == expected
     assert gs.topk_mask(scores.astype(np.float64), nnz=expected).nnz == expected
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [32767, 32768, 32769, 65535, 65536, 65537, 131_072])
+def test_the_borders_of_chunks(dtype: type, n: int) -> None:
+    for distribution in ("normal", "heavy_ties", "all_equal", "sorted", "reversed", "nearly_equal"):
+        scores = values(distribution, (n,), dtype)
+        order = np.lexsort((np.arange(n), -scores.astype(np.float64)))
+        for k in (0, 1, 2, n // 10, n // 2, n - 2, n - 1, n):
+            expected = np.zeros(n, bool)
+            expected[order[:k]] = True
+            assert_same_bits(gs.topk_mask(scores, nnz=k).to_dense(), expected, f"{distribution} {k}")
+
+
+@pytest.mark.parametrize("sparsity", [np.float32(0.9), np.float64(0.9), np.int64(1), Fraction(1, 3)])
+def test_the_sparsity_may_be_any_real_number(sparsity: Any) -> None:
+    n = 1_000_003
+    assert gs.topk_mask(np.ones(n, np.float32), sparsity=sparsity).nnz == reference.kept_count(n, float(sparsity))
 
 
 def test_half_a_weight_is_pruned_and_rounding_noise_is_not_seen() -> None:

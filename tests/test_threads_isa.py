@@ -12,13 +12,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import gossamer as gs
 from cases import assert_same_bits, values
 
 TESTS = Path(__file__).parent
-ISAS = ("baseline", "avx2", "avx512")  # a level that the processor lacks is capped: then it only repeats another
+ISAS = ("baseline", *(isa for isa in gs.info()["isa_supported"] if isa != "baseline"))
 HANG = 300  # seconds until a process counts as hung; nothing is measured
+
+
+FORK = """
+import os, signal, threading, warnings
+warnings.simplefilter("ignore")  # fork with threads: what is tested
+import numpy as np, gossamer as gs
+gs.set_num_threads(3)
+w = np.random.default_rng(0).standard_normal(300_000)
+before, stop = gs.prune(w, sparsity=0.9)[1], threading.Event()
+
+def busy():  # holds the pool while the main thread forks
+    while not stop.is_set():
+        gs.prune(w, sparsity=0.9)
+
+worker = threading.Thread(target=busy)
+worker.start()
+codes = set()
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)  # a hung child dies
+        os._exit(0 if gs.prune(w, sparsity=0.9)[1] == before else 1)
+    codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+stop.set()
+worker.join()
+print(codes, gs.prune(w, sparsity=0.9)[1] == before)
+"""
 
 
 def _run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,11 +89,15 @@ def test_no_result_depends_on_the_number_of_threads(isa: str, threads: int) -> N
 
 
 def test_the_forced_levels_are_reported() -> None:
-    info = _digests("baseline", 1)["info"]
-    assert info["isa"] == "baseline"
-    assert info["threads"] == "1"
-    assert _digests("avx2", 2)["info"]["isa"] in ("baseline", "avx2")
-    assert _digests("avx2", 2)["info"]["threads"] == "2"
+    for isa in ISAS:
+        assert _digests(isa, 2)["info"]["isa"] == isa
+        assert _digests(isa, 2)["info"]["threads"] == "2"
+
+
+def test_a_level_that_the_processor_lacks_is_never_run() -> None:
+    for isa in {"avx2", "avx512", "neon"} - set(ISAS):
+        done = _run(["-c", "import gossamer as gs; print(gs.info()['isa'])"], GOSSAMER_ISA=isa)
+        assert (done.returncode == 0 and done.stdout.strip() in ISAS) or "ImportError: GOSSAMER_ISA" in done.stderr
 
 
 def test_an_unknown_isa_is_an_import_error() -> None:
@@ -127,19 +159,25 @@ def test_calls_from_many_threads_at_once_are_right() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes() -> None:
-    code = """
-import os, warnings
-warnings.simplefilter("ignore")
-import numpy as np, gossamer as gs
-gs.set_num_threads(3)
-w = np.random.default_rng(0).standard_normal(500_000)
-before = gs.prune(w, sparsity=0.9)[1]
-child = os.fork()
-if child == 0:
-    os._exit(0 if gs.prune(w, sparsity=0.9)[1] == before else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), gs.prune(w, sparsity=0.9)[1] == before)
-"""
-    assert _lines(code) == ["0 True"]
+    assert _lines(FORK) == ["{0} True"]
+
+
+def test_threadpoolctl_sees_and_limits_the_threads(threads: None) -> None:
+    gs.set_num_threads(2)
+    assert [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "gossamer"] == [2]
+    with threadpoolctl.threadpool_limits(limits=1, user_api="gossamer"):
+        assert gs.get_num_threads() == 1
+    assert gs.get_num_threads() == 2
+
+
+def test_a_callable_may_call_the_library(threads: None) -> None:
+    gs.set_num_threads(2)
+    w = values("normal", (400, 300), np.float32)
+    pruned, mask = gs.prune(w, method=lambda w, g, s: gs.prune(w, sparsity=0.5)[0], sparsity=0.75)
+    assert_same_bits(
+        pruned, gs.prune(w, method=lambda w, g, s: np.where(abs(w) >= np.median(abs(w)), w, 0), sparsity=0.75)[0]
+    )
+    assert mask.nnz == 30_000
 
 
 def test_importing_prints_nothing_and_starts_no_threads() -> None:

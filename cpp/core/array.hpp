@@ -4,11 +4,12 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "core/dtype.hpp"
 
@@ -25,12 +26,13 @@ class Array {
       : data_(static_cast<char*>(data)), dtype_(dtype) {
     if (ndim < 0 || ndim > max_dims)
       value_error(format("%s must have 0 to %d dimensions, got %d", what, max_dims, ndim));
-    std::int64_t size = 1;
+    std::int64_t size = 1;  // without the zeros, as in numpy: no product of some of the dimensions may overflow either
     for (int d = 0; d < ndim; ++d) {
       if (shape[d] < 0) value_error(format("%s has a negative dimension %lld", what, static_cast<long long>(shape[d])));
-      if (shape[d] != 0 && size > std::numeric_limits<std::int64_t>::max() / 8 / shape[d])
+      const std::int64_t extent = std::max<std::int64_t>(shape[d], 1);
+      if (size > std::numeric_limits<std::int64_t>::max() / 8 / extent)
         value_error(format("%s is larger than the address space", what));
-      size *= shape[d];
+      size *= extent;
     }
     std::int64_t c_order[max_dims];
     if (strides == nullptr) {
@@ -157,17 +159,30 @@ class Array {
     high += size_of(dtype_);
   }
 
+  // False only if the two meet in no byte: interleaved views, such as a[::2] and a[1::2] or the halves of a matrix, are
+  // apart. Descriptions too tangled to be searched through count as overlapping.
   bool overlaps(const Array& other) const {
+    if (empty() || other.empty()) return false;
     const char *low, *high, *other_low, *other_high;
     bounds(low, high);
     other.bounds(other_low, other_high);
     if (low >= other_high || other_low >= high) return false;
-    // Interleaved views, such as a[::2] and a[1::2], meet in no byte: all their addresses lie in different residues
-    // of what every stride divides by.
-    const std::int64_t grid = std::gcd(stride_gcd(), other.stride_gcd());
-    if (grid == 0) return true;
-    const std::int64_t offset = (((other.data_ - data_) % grid) + grid) % grid;
-    return !(offset >= size_of(dtype_) && offset + size_of(other.dtype_) <= grid);
+    Walks walks;
+    add_to(walks, -1);
+    other.add_to(walks, +1);
+    std::sort(walks.begin(), walks.end());
+    std::size_t count = 0;  // walks of one stride are one walk
+    for (std::size_t i = 1; i < walks.size(); ++i) {
+      if (walks[i].stride != walks[count].stride) {
+        walks[++count] = walks[i];
+        continue;
+      }
+      walks[count].first += walks[i].first;
+      walks[count].last += walks[i].last;
+    }
+    if (!walks.empty()) walks.resize(count + 1);
+    int budget = 1000;
+    return meets(walks, 0, other.data_ - data_, size_of(dtype_) - 1, 1 - size_of(other.dtype_), budget);
   }
 
   // Row `row` as a matrix of one row.
@@ -182,15 +197,22 @@ class Array {
   bool same_view(const Array& o) const {
     if (data_ != o.data_ || dtype_ != o.dtype_ || rows_ != o.rows_ || cols_ != o.cols_) return false;
     if ((rows_ > 1 && row_stride_ != o.row_stride_) || inner_dims_ != o.inner_dims_) return false;
-    return std::equal(inner_stride_, inner_stride_ + inner_dims_, o.inner_stride_) || cols_ <= 1;
+    return cols_ <= 1 || (std::equal(inner_stride_, inner_stride_ + inner_dims_, o.inner_stride_) &&
+                          std::equal(inner_shape_, inner_shape_ + inner_dims_, o.inner_shape_));
   }
 
-  // A writable array must not hold one element twice.
+  // A writable array must not hold one element twice. False if every stride steps over all that the smaller ones reach
+  // (true for some strange arrays without repetition too: sure knowledge is a hard problem and not worth it).
   bool repeats_elements() const {
     if (empty()) return false;
-    if (rows_ > 1 && row_stride_ == 0) return true;
-    for (int d = 0; d < inner_dims_; ++d)
-      if (inner_shape_[d] > 1 && inner_stride_[d] == 0) return true;
+    Walks walks;
+    add_to(walks, +1);
+    std::sort(walks.begin(), walks.end());
+    std::int64_t reach = size_of(dtype_) - 1;
+    for (auto walk = walks.rbegin(); walk != walks.rend(); ++walk) {
+      if (walk->stride <= reach) return true;
+      reach += (walk->last - walk->first) * walk->stride;
+    }
     return false;
   }
 
@@ -198,11 +220,41 @@ class Array {
   static constexpr int max_inner = 8;
   static constexpr int shown_dims = 8;
 
-  std::int64_t stride_gcd() const {
-    std::int64_t g = rows_ > 1 ? row_stride_ : 0;
-    for (int d = 0; d < inner_dims_; ++d)
-      if (inner_shape_[d] > 1) g = std::gcd(g, inner_stride_[d]);
-    return g;
+  // The offsets first * stride .. last * stride; stride >= 0. Sorted by falling stride.
+  struct Walk {
+    std::int64_t stride, first, last;
+    bool operator<(const Walk& other) const { return stride > other.stride; }
+  };
+  using Walks = std::vector<Walk>;
+
+  void add_to(Walks& walks, int sign) const {
+    const auto add = [&](std::int64_t extent, std::int64_t stride) {
+      if (extent <= 1) return;
+      const std::int64_t steps = extent - 1;
+      const bool forward = (stride >= 0) == (sign > 0);
+      walks.push_back({std::abs(stride), forward ? 0 : -steps, forward ? steps : 0});
+    };
+    add(rows_, row_stride_);
+    for (int d = 0; d < inner_dims_; ++d) add(inner_shape_[d], inner_stride_[d]);
+  }
+
+  // Whether offset plus one step of each of the walks from `at` on can lie in [low, high].
+  static bool meets(const Walks& walks, std::size_t at, std::int64_t offset, std::int64_t high, std::int64_t low,
+                    int& budget) {
+    if (--budget < 0) return true;
+    std::int64_t most = high - offset, least = low - offset;  // that the walks together must come to
+    if (at == walks.size()) return least <= 0 && 0 <= most;
+    for (std::size_t i = at + 1; i < walks.size(); ++i) {
+      most -= walks[i].first * walks[i].stride;
+      least -= walks[i].last * walks[i].stride;
+    }
+    const Walk& walk = walks[at];
+    if (walk.stride == 0) return meets(walks, at + 1, offset, high, low, budget);
+    const auto floor_of = [&](std::int64_t x) { return x / walk.stride - (x % walk.stride < 0); };
+    const std::int64_t end = std::min(walk.last, floor_of(most));
+    for (std::int64_t i = std::max(walk.first, -floor_of(-least)); i <= end; ++i)
+      if (meets(walks, at + 1, offset + i * walk.stride, high, low, budget)) return true;
+    return false;
   }
 
   // Calls f(address, i) for element col + i of the row that begins at `start`, i = 0 .. n-1.

@@ -21,7 +21,7 @@ __all__ = ["PLOTS", "save_plots"]
 Report = Mapping[str, Any]
 
 BLUE, ORANGE, GREEN, INK, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#1F2933", "#5F6B76", "#E4E8EC"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 11,
     "text.color": INK,
@@ -73,7 +73,7 @@ def accuracy_against_sparsity(report: Report) -> Figure | None:
     start = [] if dense is None else [{"sparsity": 0.0, measure.key: dense}]
     if dense is not None:
         axes.axhline(measure.scale * dense, color=GREY, linewidth=1.4, linestyle=(0, (5, 3)), zorder=1.5)
-        axes.annotate(f"dense {measure.text(dense)}", (0, measure.scale * dense), (2, 6), textcoords="offset points", color=GREY)
+        _note(axes, (0, measure.scale * dense), (2, 6), f"dense {measure.text(dense)}", GREY, "left", "normal")
     cut = report.get("one_shot", {}).get("curve", ())
     for entries, color, marker, line, label in (
         (cut, ORANGE, "s", "--", "pruned in one shot"),
@@ -84,10 +84,7 @@ def accuracy_against_sparsity(report: Report) -> Figure | None:
             x, y = _percent(points), measure.values(points)
             axes.plot(x, y, color=color, marker=marker, linestyle=line, label=label)
             below = dense is None or (y[-1] < measure.scale * dense)
-            axes.annotate(
-                measure.text(points[-1][measure.key]), (x[-1], y[-1]), (0, -17 if below else 9),
-                textcoords="offset points", color=color, ha="center", fontweight="bold",
-            )  # fmt: skip
+            _note(axes, (x[-1], y[-1]), (0, -17 if below else 9), measure.text(points[-1][measure.key]), color)
     rejected = [entry for entry in rounds if not entry.get("accepted")]
     if rejected:
         x, y = _percent(rejected), measure.values(rejected)
@@ -113,8 +110,7 @@ def accuracy_over_time(report: Report) -> Figure | None:
     upper.plot(steps, measure.values(curve), color=BLUE, marker="o", markersize=4)
     lower.fill_between(steps, _percent(curve), color=GREEN, alpha=0.22, linewidth=0, step="pre")
     lower.plot(steps, _percent(curve), color=GREEN, drawstyle="steps-pre")
-    lower.annotate(f"{_percent(curve)[-1]:.1f} %", (steps[-1], _percent(curve)[-1]), (0, -17), textcoords="offset points",
-                   color=GREEN, ha="right", fontweight="bold")  # fmt: skip
+    _note(lower, (steps[-1], _percent(curve)[-1]), (0, -17), f"{_percent(curve)[-1]:.1f} %", GREEN, "right")
     dense = [step for step, point in zip(steps, curve, strict=True) if point["phase"] == "dense"]
     if 1 < len(dense) < len(steps):
         for axes in (upper, lower):
@@ -128,8 +124,9 @@ def accuracy_over_time(report: Report) -> Figure | None:
     lower.set_yticks([0, 50, 100])
     lower.set_xlabel(report.get("unit", "training step"))
     lower.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    lower.xaxis.get_major_locator().set_params(integer=True)
-    return _titled(figure, upper, f"{measure.name.capitalize()} while the network is trained and thinned", _subject(report))
+    lower.locator_params(axis="x", integer=True)
+    title = f"{measure.name.capitalize()} while the network is trained and thinned"
+    return _titled(figure, upper, title, _subject(report))
 
 
 def density_per_layer(report: Report) -> Figure | None:
@@ -158,10 +155,10 @@ def inputs_used(report: Report) -> Figure | None:
     axes.grid(visible=False)
     axes.set_axis_off()
     picture = axes.imshow(counts, cmap="cividis", vmin=0, interpolation="nearest")
-    figure.colorbar(picture, ax=axes, shrink=0.85, label="first-layer weights kept").outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(picture, ax=axes, shrink=0.85, label="first-layer weights kept").outline.set_visible(False)
     unused = sum(count == 0 for row in counts for count in row)
-    total = sum(len(row) for row in counts)
-    return _titled(figure, axes, "The pixels that the pruned network looks at", f"{unused} of {total} are not read at all")
+    seen = f"{unused} of {sum(len(row) for row in counts)} are not read at all"
+    return _titled(figure, axes, "The pixels that the pruned network looks at", seen)
 
 
 PLOTS: dict[str, Callable[[Report], Figure | None]] = {
@@ -183,8 +180,22 @@ def _figure(panels: int, width: float = 7.6, height: float = 4.6) -> tuple[Figur
 
 def _titled(figure: Figure, axes: Axes, title: str, subtitle: str) -> Figure:
     axes.set_title(f"{title}\n", loc="left", fontsize=13.5, fontweight="bold", color=INK)
-    axes.annotate(subtitle, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=GREY, fontsize=10.5)
+    axes.annotate(
+        subtitle, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=GREY, fontsize=10.5
+    )
     return figure
+
+
+def _note(
+    axes: Axes,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    text: str,
+    color: str,
+    side: str = "center",
+    weight: str = "bold",
+) -> None:
+    axes.annotate(text, at, offset, textcoords="offset points", color=color, ha=side, fontweight=weight)
 
 
 class _Measure:

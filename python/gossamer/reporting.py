@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports: report.json for machines, report.md for people, plots as SVG and PNG; complete or not at all.
 
-A report is a dict of plain values. What the writers and the plots look at (all of it optional):
-``model data method seed metric`` · ``dense one_shot final`` with ``accuracy validation_accuracy validation_loss sparsity
-bytes flops`` (``one_shot.curve``: what cutting once gives at other sparsities) · ``history``, one entry a round:
-``sparsity validation_loss accuracy accepted`` · ``curve``, one entry an epoch: ``step phase accuracy sparsity`` ·
-``layers``: ``name nnz size density`` · ``inputs``, counts per pixel · ``latency``: ``batch dense sparse`` · ``seconds``.
-Accuracies are shares in [0, 1], on test data unless the name says validation.
+A report is a dict of plain values. What the writers and the plots look at, all of it optional:
+
+``title model data method seed metric unit notes``  texts
+``dense one_shot final``  networks: ``accuracy loss`` (test data), ``validation_accuracy validation_loss sparsity bytes flops``
+``one_shot.curve``        what cutting once gives at other sparsities: ``sparsity accuracy`` (validation)
+``history``               one entry a round: ``sparsity validation_loss accuracy accepted`` (validation)
+``curve``                 one entry an epoch or round: ``step phase accuracy validation_loss sparsity`` (validation)
+``layers``                ``name nnz size density``
+``inputs``                first-layer weights kept per pixel, in rows
+``seconds``               of everything
 """
 
 from __future__ import annotations
@@ -81,7 +85,7 @@ def to_json(report: Report) -> str:
 def markdown(report: Report, pictures: list[str] | None = None) -> str:
     """The report as Markdown: the table of networks, the pictures (by name, as SVG files beside it), the rounds."""
     lines = [f"# {report.get('title', 'gossamer report')}", ""]
-    about = [f"{key.replace('_', ' ')}: {report[key]}" for key in ("data", "model", "method", "seed") if report.get(key) is not None]
+    about = [f"{key}: {report[key]}" for key in ("data", "model", "method", "seed") if report.get(key) is not None]
     lines += [" · ".join(about), ""] if about else []
     rows = summary(report)
     lines += [*_table(rows), ""] if rows else []
@@ -89,14 +93,7 @@ def markdown(report: Report, pictures: list[str] | None = None) -> str:
     for name in pictures or ():
         lines += ["", f"![{name.replace('_', ' ')}]({name}.svg)"]
     if report.get("history"):
-        rounds = [["round", "removed", "validation loss", "validation accuracy", ""]]
-        for number, entry in enumerate(report["history"], start=1):
-            verdict = "accepted" if entry.get("accepted") else "rejected"
-            loss = entry.get("validation_loss")
-            rounds.append(
-                [str(number), percent(entry["sparsity"]), "" if loss is None else f"{loss:.4f}", percent(entry.get("accuracy")), verdict]
-            )
-        lines += ["", "## Rounds", "", *_table(rounds)]
+        lines += ["", "## Rounds", "", *_table(rounds(report))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -118,6 +115,18 @@ def summary(report: Report) -> list[list[str]]:
     return [["network", *(columns[key][0] for key in used)], *rows] if rows else []
 
 
+def rounds(report: Report) -> list[list[str]]:
+    """The history as text, a head row first."""
+    rows = [["round", "removed", "validation loss", "validation accuracy", "verdict"]]
+    for number, entry in enumerate(report.get("history", ()), start=1):
+        loss = entry.get("validation_loss")
+        values = ["" if loss is None else f"{loss:.4f}", percent(entry.get("accuracy"))]
+        rows.append(
+            [str(number), percent(entry["sparsity"]), *values, "accepted" if entry.get("accepted") else "rejected"]
+        )
+    return rows
+
+
 def percent(share: float | None) -> str:
     """``0.95`` as ``95.00 %``; nothing for None."""
     return "" if share is None else f"{100 * share:.2f} %"
@@ -129,7 +138,10 @@ def tune_report(result: Result, folder: str | PathLike[str]) -> None:
     key = "accuracy" if metric == "accuracy" else "validation_loss"
     validation = f"validation_{metric}"
     start = {"step": 0, "phase": "dense", key: result.baseline, "sparsity": 0.0}
-    rounds = [{"sparsity": r.sparsity, key: r.validation, "accepted": r.accepted, "target": r.target} for r in result.history]
+    history: list[dict[str, Any]] = [
+        {"sparsity": entry.sparsity, key: entry.validation, "accepted": entry.accepted, "target": entry.target}
+        for entry in result.history
+    ]
     masks = result.mask if isinstance(result.mask, Mapping) else {"weights": result.mask}
     save_report(
         folder,
@@ -139,11 +151,11 @@ def tune_report(result: Result, folder: str | PathLike[str]) -> None:
             "budget": {"max_drop": result.budget.max_drop, "metric": metric},
             "dense": {validation: result.baseline, "sparsity": 0.0},
             "final": {metric: result.test, validation: result.validation, "sparsity": result.sparsity},
-            "history": rounds,
-            "curve": [start, *({"step": r.number, "phase": "prune", **e} for r, e in zip(result.history, rounds, strict=True))],
+            "history": history,
+            "curve": [start, *({"step": n, "phase": "prune", **entry} for n, entry in enumerate(history, start=1))],
             "unit": "round",
             "layers": [layer(name, mask.nnz, math.prod(mask.shape)) for name, mask in masks.items()],
-            "seconds": sum(r.seconds for r in result.history),
+            "seconds": sum(entry.seconds for entry in result.history),
         },
     )
 

@@ -70,8 +70,9 @@ def prepare(parts: Mapping[str, Arrays], *, name: str = "data", seed: int = 0) -
     checked = {part: _check(part, *parts[part]) for part in ("train", "valid", "test") if part in parts}
     input_shape = np.shape(parts["train"][0])[1:]
     for part in checked:
-        if np.shape(parts[part][0])[1:] != input_shape:
-            raise DataError(f"load: x_{part} must have samples of shape {input_shape} as x_train, got {np.shape(parts[part][0])[1:]}")
+        shape = np.shape(parts[part][0])[1:]
+        if shape != input_shape:
+            raise DataError(f"load: x_{part} must have samples of the shape {input_shape} of x_train's, got {shape}")
     classes = _check_classes({part: y for part, (_, y) in checked.items()})
 
     cleaned = _without_copies(checked)
@@ -89,8 +90,20 @@ def prepare(parts: Mapping[str, Arrays], *, name: str = "data", seed: int = 0) -
     features = [cleaned[part][0] for part in ("train", "valid", "test")]
     cleaning["missing_values"] = fill_missing(features[0], features)
     mean, factor = standardise(features[0], features)
-    (x_train, x_valid, x_test), (y_train, y_valid, y_test) = features, (cleaned[p][1] for p in ("train", "valid", "test"))
-    return Dataset(name, x_train, y_train, x_valid, y_valid, x_test, y_test, input_shape, classes, mean, factor, cleaning)
+    return Dataset(
+        name=name,
+        x_train=features[0],
+        y_train=cleaned["train"][1],
+        x_valid=features[1],
+        y_valid=cleaned["valid"][1],
+        x_test=features[2],
+        y_test=cleaned["test"][1],
+        input_shape=input_shape,
+        classes=classes,
+        mean=mean,
+        factor=factor,
+        cleaning=cleaning,
+    )
 
 
 def split(x: ArrayLike, y: ArrayLike, shares: Sequence[float], *, seed: int = 0) -> list[NDArray[np.int64]]:
@@ -138,7 +151,7 @@ def duplicates(*parts: ArrayLike) -> NDArray[np.int64]:
 
 
 def fill_missing(train: Floats, parts: Sequence[Floats]) -> int:
-    """Replace every NaN in `parts`, in place, by its feature's median in `train` (0 where it has none); returns how many."""
+    """Replace every NaN in `parts`, in place, by its feature's median in `train`, 0 where it has none; how many."""
     missing = [np.isnan(part) for part in parts]
     count = sum(int(mask.sum()) for mask in missing)
     if count:
@@ -153,7 +166,7 @@ def fill_missing(train: Floats, parts: Sequence[Floats]) -> int:
 
 
 def standardise(train: Floats, parts: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Bring `parts` to mean 0 and deviation 1 of `train`, feature by feature, in place; returns mean and factor, float32.
+    """Bring `parts`, in place, to mean 0 and deviation 1 of each feature in `train`; float32 mean and factor.
 
     A feature that is constant in `train` becomes 0 everywhere (its factor is 0): its weights never learn, so what
     it holds elsewhere would only add noise. Results are clipped to 10 deviations.
@@ -171,7 +184,9 @@ def standardise(train: Floats, parts: Sequence[Floats]) -> tuple[Floats, Floats]
     return center, factor
 
 
-def augment(data: Dataset, generator: np.random.Generator, *, shift: int = 1, flip: bool = False, noise: float = 0.05) -> Floats:
+def augment(
+    data: Dataset, generator: np.random.Generator, *, shift: int = 1, flip: bool = False, noise: float = 0.05
+) -> Floats:
     """A varied copy of the training features: images are shifted (and flipped), other samples get Gaussian noise.
 
     An image is a sample of shape `(height, width)`; each is moved by up to `shift` pixels along both axes, the edge
@@ -202,7 +217,7 @@ def _check(part: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[Floats, Labels]
     if y.dtype.kind not in "ui":
         raise DataError(f"load: y_{part} must hold integers, got {y.dtype}")
     if y.ndim != 1 or x.ndim < 1 or len(x) != len(y):
-        raise DataError(f"load: y_{part} must hold one label for each of x_{part}'s samples, got shapes {x.shape} and {y.shape}")
+        raise DataError(f"load: y_{part} must be one label a sample of x_{part}, got shapes {y.shape} and {x.shape}")
     if x.size == 0:
         raise DataError(f"load: x_{part} must not be empty, got shape {x.shape}")
     if int(y.min()) < 0:

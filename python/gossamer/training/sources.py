@@ -59,7 +59,7 @@ def read(source: str | os.PathLike[str] | None = None) -> Raw:
     if source == "fashion-mnist":
         folder = fashion_mnist_folder()
         if folder is None:
-            raise DataError("load: fashion-mnist is not installed (Debian's dataset-fashion-mnist); name a folder instead")
+            raise DataError("load: fashion-mnist is not installed (Debian: dataset-fashion-mnist), name a folder")
         return _read_idx_folder(folder, "fashion-mnist")
     folder = Path(source)
     names = set(os.listdir(folder))  # the OSError names the folder and the reason
@@ -67,7 +67,7 @@ def read(source: str | os.PathLike[str] | None = None) -> Raw:
     if "data.npz" in names:
         return _read_npz(folder / "data.npz", name)
     if names.isdisjoint({file + end for files in IDX_FILES.values() for file in files for end in ("", ".gz")}):
-        raise DataError(f"load: {folder}: expected data.npz or {IDX_FILES['train'][0]}[.gz] and its companions, got neither")
+        raise DataError(f"load: {folder}: expected data.npz or {IDX_FILES['train'][0]}[.gz] and so on, got neither")
     return _read_idx_folder(folder, name)
 
 
@@ -131,7 +131,8 @@ def _read_npz(path: Path, name: str) -> Raw:
                 keys = (f"x_{part}", f"y_{part}")
                 absent = [key for key in keys if key not in archive]
                 if len(absent) == 1 or (absent and part != "valid"):
-                    raise DataError(f"load: {path}: expected {keys[0]} and {keys[1]}, got {', '.join(archive) or 'nothing'}")
+                    got = ", ".join(archive) or "nothing"
+                    raise DataError(f"load: {path}: expected {keys[0]} and {keys[1]}, got {got}")
                 if not absent:
                     parts[part] = (archive[keys[0]], archive[keys[1]])
         except DataError:
@@ -146,6 +147,6 @@ def _read_digits() -> Raw:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("load: digits needs scikit-learn, which cannot be imported") from error
+        raise DataError("load: digits needs scikit-learn (pip install 'gossamer[data]')") from error
     bunch = load_digits()
     return Raw("digits", {"train": (bunch.images, bunch.target)})
