@@ -11,10 +11,12 @@ All data come from fixed seeds; nothing here depends on time.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import json
 import math
+import mmap
 import re
 import sys
 import zlib
@@ -110,6 +112,21 @@ def _rows_apart(a: np.ndarray) -> np.ndarray:
     return wide
 
 
+def _guarded(a: np.ndarray) -> np.ndarray:
+    """Ends where an inaccessible page begins: a kernel that reads or writes beyond the end crashes."""
+    if not sys.platform.startswith("linux"):
+        return a.copy()
+    page = mmap.PAGESIZE
+    size = -(-a.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) == 0
+    view = np.frombuffer(memory, a.dtype, a.size, size - a.nbytes).reshape(a.shape)
+    view[...] = a
+    return view
+
+
 def _channels_last(a: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) if a.ndim > 2 else a
 
@@ -123,6 +140,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "offset": _offset,
     "rows_apart": _rows_apart,
     "channels_last": _channels_last,
+    "guarded": _guarded,
 }
 
 SHAPES: tuple[tuple[int, ...], ...] = (

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,9 +22,11 @@ def host(x: Array, function: str, argument: str) -> Host:
 
     Raises TypeError for what is no array, and RuntimeError for one on a device that this build cannot use.
     """
-    if isinstance(x, np.ndarray):
-        return x
     kind = type(x).__name__
+    if isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{function}: {argument} must be an array without a mask of its own, got {kind}")
+        return x
     if getattr(x, "__cuda_array_interface__", None) is not None:
         raise RuntimeError(f"{function}: {argument} is a CUDA array ({kind}): {_core.info()['cuda']['reason']}")
     if not hasattr(x, "__dlpack__"):
@@ -61,6 +64,14 @@ def output(out: Array | None, like: Array, shape: tuple[int, ...], dtype: Any, f
     return view, out
 
 
+def empty(shape: tuple[int, ...], dtype: Any, function: str) -> Host:
+    """``np.empty``, whose errors for absurd sizes name no function."""
+    try:
+        return np.empty(shape, dtype)
+    except (ValueError, MemoryError) as error:
+        raise MemoryError(f"{function}: not enough memory for an array of shape {shape}") from error
+
+
 def named(params: Array | Mapping[str, Array], function: str, argument: str) -> dict[str, Array]:
     """The tensors of a params argument by name; one array has the name ""."""
     if not isinstance(params, Mapping):
@@ -89,7 +100,7 @@ def partner(value: Any, names: dict[str, Array], params: Any, function: str, arg
 
 
 def require_number(x: object, function: str, argument: str) -> float:
-    if isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool):
+    if isinstance(x, Real) and not isinstance(x, bool):
         return float(x)
     raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
 

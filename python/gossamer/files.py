@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -59,7 +60,12 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask
             add(f"{name}.bitmask", value.packed)
             kinds[name] = {"kind": "mask", "shape": value.shape}
         else:
-            add(name, host(value, "save", f"tensors[{name!r}]"))
+            array = host(value, "save", f"tensors[{name!r}]")
+            if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.dtype.isnative:
+                raise TypeError(
+                    f"save: tensors[{name!r}] must be bool, int or float of 64 bits or less, got {array.dtype}"
+                )
+            add(name, array)
             kinds[name] = {"kind": "array"}
     write_tensors(path, arrays, {"tensors": kinds})
 
@@ -106,7 +112,12 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: d
     """Writes beside the target and then replaces it, so that a full disk or a kill leaves nothing half-written."""
     from safetensors.numpy import save as serialize
 
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.exists() and not target.is_file():
+        code = errno.EISDIR if target.is_dir() else errno.EINVAL  # a pipe or a device must not be replaced
+        raise OSError(code, os.strerror(code), os.fspath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     data = serialize({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {_KEY: json.dumps(meta)})
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:

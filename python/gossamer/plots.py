@@ -38,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 6.5,
     "legend.frameon": False,
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # a name may hold a dollar sign
     "svg.hashsalt": "gossamer",  # ids in the SVG depend on content only
 }
 
@@ -83,8 +84,8 @@ def accuracy_against_sparsity(report: Report) -> Figure | None:
             points = sorted([*start, *entries], key=lambda entry: float(entry["sparsity"]))
             x, y = _percent(points), measure.values(points)
             axes.plot(x, y, color=color, marker=marker, linestyle=line, label=label)
-            below = dense is None or (y[-1] < measure.scale * dense)
-            _note(axes, (x[-1], y[-1]), (0, -17 if below else 9), measure.text(points[-1][measure.key]), color)
+            offset = -4 if entries is cut else -17  # the second is often close to the line of the dense network
+            _note(axes, (x[-1], y[-1]), (9, offset), measure.text(points[-1][measure.key]), color, "left")
     rejected = [entry for entry in rounds if not entry.get("accepted")]
     if rejected:
         x, y = _percent(rejected), measure.values(rejected)
@@ -92,6 +93,7 @@ def accuracy_against_sparsity(report: Report) -> Figure | None:
     axes.set_xlabel("weights removed (%)")
     axes.set_ylabel(measure.label)
     axes.margins(0.05, 0.14)
+    axes.set_xlim(right=1.12 * axes.dataLim.x1)  # room for the two numbers
     axes.legend(loc="lower left" if measure.name == "accuracy" else "upper left")
     title = f"{measure.name.capitalize()} as weights are removed"
     if cut and dense is not None and cut[-1]["accuracy"] + 0.05 < dense < rounds[-1]["accuracy"] + 0.02:
@@ -111,14 +113,20 @@ def accuracy_over_time(report: Report) -> Figure | None:
     lower.fill_between(steps, _percent(curve), color=GREEN, alpha=0.22, linewidth=0, step="pre")
     lower.plot(steps, _percent(curve), color=GREEN, drawstyle="steps-pre")
     _note(lower, (steps[-1], _percent(curve)[-1]), (0, -17), f"{_percent(curve)[-1]:.1f} %", GREEN, "right")
-    dense = [step for step, point in zip(steps, curve, strict=True) if point["phase"] == "dense"]
-    if 1 < len(dense) < len(steps):
-        for axes in (upper, lower):
-            axes.axvline(dense[-1], color=GREY, linewidth=1.2, linestyle=":")
-        for text, side in (("dense training ", "right"), (" pruning in rounds", "left")):
-            upper.text(dense[-1], 0.04, text, color=GREY, ha=side, transform=upper.get_xaxis_transform())
+    start = 0.0
+    for phase, words in (("dense", "dense training"), ("prune", "pruning in rounds"), ("fine-tune", "fine-tuning")):
+        ends = [step for step, point in zip(steps, curve, strict=True) if point["phase"] == phase]
+        if not ends:
+            continue
+        if start:
+            for axes in (upper, lower):
+                axes.axvline(start, color=GREY, linewidth=1.2, linestyle=":")
+        if ends[-1] - start > 0.18 * steps[-1]:
+            middle, place = (start + ends[-1]) / 2, upper.get_xaxis_transform()
+            upper.text(middle, 0.03, words, color=GREY, fontsize=10.5, ha="center", transform=place)
+        start = ends[-1]
     upper.set_ylabel(measure.label)
-    upper.margins(y=0.12)
+    upper.margins(y=0.14)
     lower.set_ylabel("removed (%)")
     lower.set_ylim(0, 108)
     lower.set_yticks([0, 50, 100])
@@ -136,7 +144,8 @@ def density_per_layer(report: Report) -> Figure | None:
         return None
     figure, (axes,) = _figure(1, height=1.7 + 0.62 * len(layers))
     densities = [100 * layer["density"] for layer in layers]
-    bars = axes.barh([layer["name"] for layer in layers], densities, color=BLUE, height=0.62)
+    names = [" ".join([layer["name"], _shape(layer.get("shape", ()))]) for layer in layers]
+    bars = axes.barh(names, densities, color=BLUE, height=0.62)
     counts = [f" {d:.1f} %   {layer['nnz']:,} of {layer['size']:,}" for d, layer in zip(densities, layers, strict=True)]
     axes.bar_label(bars, counts, color=INK, padding=3)
     axes.invert_yaxis()
@@ -218,6 +227,10 @@ class _Measure:
 
 def _percent(points: Sequence[Mapping[str, Any]], key: str = "sparsity") -> list[float]:
     return [100 * float(point[key]) for point in points]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _subject(report: Report) -> str:

@@ -76,7 +76,7 @@ def prune(
     """Scores, selects and masks in one fused pass; the scores of element-wise methods are never held in memory.
 
     Equals :func:`score`, :func:`topk_mask` and :func:`apply_mask` one after the other, bit for bit; see there for the
-    parameters. ``group=None`` takes the method's own: ``"row"`` for wanda, else ``"tensor"``.
+    parameters. ``group=None`` takes the method's own: ``"row"`` for wanda (but for ``pattern="row"``), else ``"tensor"``.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def prune(
         nnz=nnz,
         threshold=None,
         pattern=pattern,
-        group=default_group(method, "prune") if group is None else group,
+        group=default_group(method, pattern, "prune") if group is None else group,
         min_density=min_density,
         priors=partner(prior, tensors, weights, "prune", "prior"),
         nan=nan,

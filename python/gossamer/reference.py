@@ -234,7 +234,7 @@ def prune(weights: Params, grads: Params | None = None, **options: Any) -> tuple
     """``score``, ``topk_mask``, ``apply_mask``; ``group=None`` is the method's own: wanda compares within rows."""
     method = options.pop("method", "magnitude")
     scores = score(weights, grads, method=method, stats=options.pop("stats", None), seed=options.pop("seed", None))
-    group = options.pop("group", None) or ("row" if method == "wanda" else "tensor")
+    group = options.pop("group", None) or ("row" if method == "wanda" and options.get("pattern") != "row" else "tensor")
     mask = topk_mask(scores, group=group, **options)
     return apply_mask(weights, mask), mask
 

@@ -4,11 +4,12 @@
 A report is a dict of plain values. What the writers and the plots look at, all of it optional:
 
 ``title model data method seed metric unit notes``  texts
-``dense one_shot final``  networks: ``accuracy loss`` (test data), ``validation_accuracy validation_loss sparsity bytes flops``
+``dense one_shot final``  networks: ``accuracy loss`` on test data, ``validation_accuracy validation_loss``, and
+                          ``sparsity bytes flops``
 ``one_shot.curve``        what cutting once gives at other sparsities: ``sparsity accuracy`` (validation)
 ``history``               one entry a round: ``sparsity validation_loss accuracy accepted`` (validation)
 ``curve``                 one entry an epoch or round: ``step phase accuracy validation_loss sparsity`` (validation)
-``layers``                ``name nnz size density``
+``layers``                ``name nnz size density shape``
 ``inputs``                first-layer weights kept per pixel, in rows
 ``seconds``               of everything
 """
@@ -46,13 +47,11 @@ def staged(folder: str | PathLike[str]) -> Iterator[Path]:
     """
     target = Path(folder).absolute()
     base = target
-    while not base.is_dir():  # the nearest folder there is; a file in its place makes mkdir below fail
-        if base.exists() or base.is_symlink():
-            raise NotADirectoryError(20, os.strerror(20), str(folder))
+    while not base.exists() and not base.is_symlink():  # the nearest there is; if it is no folder, mkdir fails
         base = base.parent
     stage = base / f".gossamer-{secrets.token_hex(6)}"
-    stage.mkdir()
     try:
+        stage.mkdir()
         yield stage
         for path in stage.iterdir():
             with path.open("rb") as file:
@@ -60,6 +59,10 @@ def staged(folder: str | PathLike[str]) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(stage.iterdir()):
             os.replace(path, target / path.name)
+    except OSError as error:
+        if error.filename is not None and not Path(error.filename).is_relative_to(stage):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(folder)) from error  # the folder the caller knows
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -79,7 +82,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 def to_json(report: Report) -> str:
     """The report as strict JSON: infinities and NaN become null."""
-    return json.dumps(_plain(report), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(_plain(report), indent=2, allow_nan=False) + "\n"
 
 
 def markdown(report: Report, pictures: list[str] | None = None) -> str:
@@ -97,8 +100,11 @@ def markdown(report: Report, pictures: list[str] | None = None) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def summary(report: Report) -> list[list[str]]:
-    """The networks side by side, as text: a head row, then dense, one shot and final, as far as the report has them."""
+def summary(report: Report, *, all_columns: bool = True) -> list[list[str]]:
+    """The networks side by side, as text: a head row, then dense, one shot and final, as far as the report has them.
+
+    Without `all_columns`, what fits a terminal: no losses, no validation.
+    """
     columns = {
         "accuracy": ("test accuracy", percent),
         "validation_accuracy": ("validation accuracy", percent),
@@ -111,6 +117,7 @@ def summary(report: Report) -> list[list[str]]:
     networks = {"dense": "dense", "one_shot": "pruned in one shot", "final": "pruned in rounds"}
     found = {label: report[key] for key, label in networks.items() if report.get(key)}
     used = [key for key in columns if any(values.get(key) is not None for values in found.values())]
+    used = [key for key in used if all_columns or key in ("accuracy", "sparsity", "bytes", "flops")]
     rows = [[label, *("" if v.get(k) is None else columns[k][1](v[k]) for k in used)] for label, v in found.items()]
     return [["network", *(columns[key][0] for key in used)], *rows] if rows else []
 
@@ -154,15 +161,17 @@ def tune_report(result: Result, folder: str | PathLike[str]) -> None:
             "history": history,
             "curve": [start, *({"step": n, "phase": "prune", **entry} for n, entry in enumerate(history, start=1))],
             "unit": "round",
-            "layers": [layer(name, mask.nnz, math.prod(mask.shape)) for name, mask in masks.items()],
+            "layers": [
+                layer(name, mask.nnz, math.prod(mask.shape), shape=list(mask.shape)) for name, mask in masks.items()
+            ],
             "seconds": sum(entry.seconds for entry in result.history),
         },
     )
 
 
-def layer(name: str, nnz: int, size: int) -> dict[str, Any]:
+def layer(name: str, nnz: int, size: int, **more: Any) -> dict[str, Any]:
     """An entry of a report's `layers`."""
-    return {"name": name, "nnz": nnz, "size": size, "density": nnz / size if size else 0.0}
+    return {"name": name, "nnz": nnz, "size": size, "density": nnz / size if size else 0.0, **more}
 
 
 def _table(rows: list[list[str]]) -> list[str]:

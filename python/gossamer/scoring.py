@@ -18,9 +18,9 @@ Method: TypeAlias = str | Callable[[Array, Array | None, Stats | None], Array]
 _METHODS: dict[str, tuple[str, str]] = _core.methods()
 
 
-def default_group(method: Method, function: str) -> str:
-    """What competes by default: "row" for Wanda, else "tensor"."""
-    return "tensor" if callable(method) else _needs(method, function)[1]
+def default_group(method: Method, pattern: str, function: str) -> str:
+    """What competes by default: "row" for Wanda, else "tensor". Whole rows can only compete within the tensor."""
+    return "tensor" if callable(method) or pattern == "row" else _needs(method, function)[1]
 
 
 def _needs(method: object, function: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, host, matrix_shape
+from gossamer._arrays import Array, Host, empty, host, matrix_shape, require_text
 from gossamer.masks import Mask, packed_bits
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Structure:
         with self._lock:
             if self._transposed is None:
                 rows, cols = self.shape
-                indptr = np.empty(cols + 1, np.int64)
+                indptr = empty((cols + 1,), np.int64, "SparseMatrix.T")
                 indices, order = np.empty(self.nnz, index_dtype(rows)), np.empty(self.nnz, np.int64)
                 _core.transpose(rows, cols, *self.csr(), indptr, indices, order)
                 _freeze(order)
@@ -115,6 +115,8 @@ class SparseMatrix:
     _format: str
     _plan: str
 
+    __array_ufunc__ = None  # numpy_array @ sparse_matrix is a TypeError, not an element-wise attempt
+
     def __init__(self) -> None:
         raise TypeError("SparseMatrix: use from_dense, from_scipy or from_csr")
 
@@ -124,7 +126,8 @@ class SparseMatrix:
         a._structure, a._format, a._plan = structure, format, plan
         a._values = a._dense = None
         if format == "dense":
-            a._dense = np.zeros(structure.shape, values.dtype)
+            a._dense = empty(structure.shape, values.dtype, "SparseMatrix")
+            a._dense[...] = 0
             _core.values_to_dense(*structure.shape, *structure.csr(), values, a._dense)
             _freeze(a._dense)
         else:
@@ -230,7 +233,8 @@ class SparseMatrix:
         """A dense array ``[rows, cols]`` of its own memory."""
         if self._dense is not None:
             return self._dense.copy()
-        dense = np.zeros(self.shape, self.dtype)
+        dense = empty(self.shape, self.dtype, "SparseMatrix.to_dense")
+        dense[...] = 0
         _core.values_to_dense(*self.shape, *self._structure.csr(), self.values, dense)
         return dense
 

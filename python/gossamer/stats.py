@@ -93,7 +93,9 @@ class Stats:
         if self.kind == "norm":
             return np.sqrt(self._sums)
         if self.kind == "grad2":
-            return self._sums / self.count if self.count else np.full_like(self._sums, np.nan)
+            if not self.count:
+                raise ValueError("Stats.values: update must have been called with samples, got none")
+            return self._sums / self.count
         return self._sums.copy()
 
     def merge(self, other: Stats) -> None:

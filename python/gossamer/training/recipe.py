@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,8 +69,8 @@ class Options:
             raise ValueError(f"train: sparsity must be in [0, 1), got {self.sparsity}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"train: epochs must be at least 1, got {self.epochs}")
-        if self.seed < 0:
-            raise ValueError(f"train: seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"train: seed must be in [0, 2**63), got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,21 @@ class Outcome:
     params: dict[str, Array]
     masks: dict[str, gs.Mask]
     network: model.SparseMLP
+    mean: Array
+    factor: Array
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Weights as sparse matrices, biases, and how inputs are standardised, in one safetensors file. OSError."""
+        names = model.weights(self.params)
+        gs.save(
+            path,
+            {
+                **dict(zip(names, self.network.matrices, strict=True)),
+                **model.biases(self.params),
+                "input.mean": self.mean,
+                "input.factor": self.factor,
+            },
+        )
 
 
 def run(data: Dataset, options: Options, progress: Progress = lambda phase, share, words: None) -> Outcome:
@@ -113,7 +129,7 @@ class _Run:
         started = time.perf_counter()
         dense = self.train_dense()
         seconds = {"dense": time.perf_counter() - started}
-        cut, cut_curve = self.collapse(dense)
+        cut, cut_masks, cut_curve = self.collapse(dense)
         keeper = self.prune_in_rounds(dense)
         within = keeper.value >= keeper.baseline - MAX_DROP
         self.fine_tune(keeper)
@@ -128,7 +144,7 @@ class _Run:
             "method": self.options.method,
             "seed": self.options.seed,
             "dense": self.costs(dense) | {"steps": self.dense_steps},
-            "one_shot": self.costs(cut) | {"curve": cut_curve},
+            "one_shot": self.costs(cut, cut_masks) | {"curve": cut_curve},
             "final": self.costs(params, masks) | self.compare(params, network),
             "budget": {"max_drop": MAX_DROP, "metric": "accuracy", "kept": within},
             "history": self.history,
@@ -138,10 +154,9 @@ class _Run:
             "latency": self.latencies(dense, network),
             "samples": {part: len(getattr(self.data, f"y_{part}")) for part in ("train", "valid", "test")},
             "cleaning": dict(self.data.cleaning),
-            "seconds": {},
         }
-        seconds["total"] = time.perf_counter() - started
-        return Outcome(report | {"seconds": seconds["total"], "phases": seconds}, params, masks, network)
+        report |= {"notes": _notes(report), "phases": seconds, "seconds": time.perf_counter() - started}
+        return Outcome(report, params, masks, network, self.data.mean, self.data.factor)
 
     def train_dense(self) -> dict[str, Array]:
         """Step 1. With ``epochs`` given two thirds of them run at the first rate; the best epoch counts either way."""
@@ -199,19 +214,18 @@ class _Run:
             )
             yield epoch
 
-    def collapse(self, dense: dict[str, Array]) -> tuple[dict[str, Array], list[dict[str, Any]]]:
-        """The dense network pruned in one shot, and the validation accuracy of that at each sparsity of the rounds."""
-        schedule, curve, cut = gs.Cubic(start=0, end=ROUNDS), [], dense
-        statistics = self.statistics(dense)
+    def collapse(self, dense: dict[str, Array]) -> tuple[dict[str, Array], Masks, list[dict[str, Any]]]:
+        """Step 2: the dense network pruned in one shot; validation accuracy of that at each sparsity of the rounds."""
+        schedule, curve = gs.Cubic(start=0, end=ROUNDS), []
+        statistics, weights = self.statistics(dense), model.weights(dense)
         for number in range(1, ROUNDS + 1):
             self.progress("one shot", number / ROUNDS, "pruning without training")
             sparsifier = self.sparsifier(schedule(number, self.options.sparsity), gs.OneShot())
-            weights = model.weights(dense)
             state, _ = sparsifier.step(sparsifier.init(weights), weights, statistics.grads, 0, stats=statistics.stats)
             cut = model.copy(dense)
             model.apply_masks(cut, state.mask)
             curve.append({"sparsity": evaluation.sparsity(cut), "accuracy": self.accuracy(cut)})
-        return cut, curve
+        return cut, dict(state.mask), curve
 
     def prune_in_rounds(self, dense: dict[str, Array]) -> Keeper:
         """Step 3: the keeper holds the last accepted network, at the end one of the final sparsity."""
@@ -275,7 +289,7 @@ class _Run:
         index = np.sort(generator.choice(len(self.data.x_train), count, replace=False))
         return importance.collect(self.options.method, params, self.data.x_train[index], self.data.y_train[index])
 
-    def costs(self, params: dict[str, Array], masks: dict[str, gs.Mask] | None = None) -> dict[str, Any]:
+    def costs(self, params: dict[str, Array], masks: Masks | None = None) -> dict[str, Any]:
         """Accuracy on test and validation data, sparsity counted on the arrays, bytes and FLOPs."""
         test = evaluation.evaluate(params, self.data.x_test, self.data.y_test)
         valid = evaluation.evaluate(params, *self.validation)
@@ -316,9 +330,10 @@ class _Run:
         return found
 
     def layers(self, params: dict[str, Array], masks: dict[str, gs.Mask]) -> list[dict[str, Any]]:
-        names = {f"{name}.weight": f"{name} ({params[f'{name}.weight'].shape[1]}→{params[f'{name}.weight'].shape[0]})"
-                 for name in model.layers(params)}  # fmt: skip
-        return [layer(names[name], masks[name].nnz, int(params[name].size)) for name in masks]
+        return [
+            layer(name.removesuffix(".weight"), mask.nnz, params[name].size, shape=list(params[name].shape))
+            for name, mask in masks.items()
+        ]
 
     def inputs(self, masks: dict[str, gs.Mask]) -> list[list[int]]:
         """For images: how many weights of the first layer each pixel keeps."""
@@ -326,6 +341,23 @@ class _Run:
             return []
         counts = masks["layer1.weight"].to_dense().sum(axis=0).reshape(self.data.input_shape)
         return [[int(count) for count in row] for row in counts]
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """What a reader of the table should know besides."""
+    final, budget = report["final"], report["budget"]
+    differ = final["predictions_differ"]
+    same = "all" if not differ else f"all but {differ:,}"
+    notes = [
+        f"On sparse kernels ({', '.join(final['formats'])}) the pruned network predicts what the masked dense one does "
+        f"for {same} of {final['predictions']:,} test samples."
+    ]
+    for entry in report["latency"]:
+        dense, sparse = 1e6 * entry["dense"], 1e6 * entry["sparse"]
+        notes.append(f"Latency at batch {entry['batch']}: dense (numpy) {dense:,.0f} us, sparse {sparse:,.0f} us.")
+    if not budget["kept"]:
+        notes.append(f"Validation fell by more than {_percent(budget['max_drop'])}, the budget of a round.")
+    return notes
 
 
 def _percent(share: float | None) -> str:

@@ -63,7 +63,7 @@ def read(source: str | os.PathLike[str] | None = None) -> Raw:
         return _read_idx_folder(folder, "fashion-mnist")
     folder = Path(source)
     names = set(os.listdir(folder))  # the OSError names the folder and the reason
-    name = folder.resolve().name or "data"
+    name = "".join(c if c.isprintable() else "?" for c in folder.resolve().name) or "data"
     if "data.npz" in names:
         return _read_npz(folder / "data.npz", name)
     if names.isdisjoint({file + end for files in IDX_FILES.values() for file in files for end in ("", ".gz")}):
@@ -135,6 +135,8 @@ def _read_npz(path: Path, name: str) -> Raw:
                     raise DataError(f"load: {path}: expected {keys[0]} and {keys[1]}, got {got}")
                 if not absent:
                     parts[part] = (archive[keys[0]], archive[keys[1]])
+                    if not all(isinstance(array, np.ndarray) for array in parts[part]):
+                        raise DataError(f"load: {path}: {keys[0]} and {keys[1]} must be arrays, got other files")
         except DataError:
             raise
         except NPZ_ERRORS as error:  # object arrays (never unpickled), bad zip data, headers that lie

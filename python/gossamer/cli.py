@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``gossamer`` command.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0, 1 where the work failed, 2 where
+the command line is wrong, 130 after Ctrl-C. An error is one line; a traceback means a bug in gossamer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import gossamer as gs
+
+__all__ = ["main"]
+
+FAILURES = (OSError, ValueError, ArithmeticError, RuntimeError, MemoryError, ImportError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (default: the process's own) and return the exit status."""
+    name = "gossamer"
+    try:
+        options = _parser().parse_args(arguments)
+        name = f"gossamer {options.command}"
+        status: int = options.run(options)
+        if sys.stdout is not None:  # None where the caller closed it
+            sys.stdout.flush()  # a full disk behind a redirection shows here and not after main
+        return status
+    except _UsageError as error:
+        return _fail(error.command, error, 2)
+    except BrokenPipeError:
+        # The reader has what it wanted. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted", 130)
+    except FAILURES as error:
+        return _fail(name, _reason(error), 1)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from gossamer import reporting
+    from gossamer.training import data, recipe
+
+    for name in ("data", "out"):
+        if getattr(options, name) == "":
+            raise _UsageError("gossamer train", f"{name} must not be empty")
+    try:
+        chosen = recipe.Options(options.method, options.sparsity, options.epochs, options.seed)
+    except ValueError as error:
+        raise _UsageError("gossamer train", str(error).removeprefix("train: ")) from error
+    with _progress() as progress:
+        progress("load", None, options.data or "the best data there is")
+        loaded = data.load(options.data, seed=options.seed)
+        progress(
+            "load", 1.0, f"{loaded.name}: {len(loaded.x_train):,} + {len(loaded.x_valid):,} + {len(loaded.x_test):,}"
+        )
+        with reporting.staged(options.out) as stage:  # before the training: a folder that cannot be made costs no time
+            outcome = recipe.run(loaded, chosen, progress)
+            report = {
+                "title": _title(outcome.report),
+                "version": gs.__version__,
+                "isa": gs.info()["isa"],
+                **outcome.report,
+            }
+            progress("report", None, "plots")
+            outcome.save(stage / "model.safetensors")
+            reporting.write_report(stage, report)
+        progress("report", 1.0, os.fspath(options.out))
+    if options.json:
+        print(reporting.to_json(report), end="")
+    else:
+        _print_table("Rounds, on validation data", reporting.rounds(report))
+        _print_table(report["title"], reporting.summary(report, all_columns=False))
+        for note in report["notes"]:
+            _print(note)
+        _print(f"{report['seconds']:.0f} s in all. Report, plots and the pruned model: {options.out}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    info = gs.info()
+    if options.json:
+        print(json.dumps(info, indent=2))
+    else:
+        rows = [[key.replace("_", " "), _words(value)] for key, value in info.items()]
+        _print_table("gossamer", [["", ""], *rows], head=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from gossamer.training.recipe import METHODS
+
+    parser = _Parser(prog="gossamer", description="Score, select and multiply: pruned networks.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"gossamer {gs.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    train = commands.add_parser(
+        "train",
+        help="train, prune, validate and report a network on real data",
+        description="Train LeNet-300-100, show how it collapses when it is pruned in one shot, prune it in rounds of "
+        "scoring, pruning, training and validation, and report what is left: accuracy, bytes, FLOPs, latency.",
+        allow_abbrev=False,
+    )
+    train.add_argument(
+        "--data",
+        metavar="fashion-mnist|digits|DIR",
+        help="DIR holds data.npz (x_train, y_train, x_test, y_test) or IDX files with Fashion-MNIST's names "
+        "(default: fashion-mnist where it is installed, else digits)",
+    )
+    train.add_argument("--method", choices=METHODS, default="taylor", help="the score (default: %(default)s)")
+    train.add_argument(
+        "--sparsity", type=float, default=0.95, help="share of the weights to remove, in [0, 1) (default: %(default)s)"
+    )
+    train.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="epochs of dense training, and at most as many in a round and in fine-tuning "
+        "(default: until validation stops improving, densely at least 1,500 steps)",
+    )
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same result (default: %(default)s)")
+    train.add_argument(
+        "--out",
+        default="gossamer-train",
+        metavar="DIR",
+        help="folder for report.json, report.md, plots and model.safetensors (default: %(default)s)",
+    )
+    train.set_defaults(run=_train)
+
+    info = commands.add_parser("info", help="show version, instruction set, threads and build", allow_abbrev=False)
+    info.set_defaults(run=_info)
+    for command in (train, info):
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+class _UsageError(Exception):
+    def __init__(self, command: str, message: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(self.prog, f"{message} (see {self.prog} --help)")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None, str], None]]:
+    """A function `(phase, share done or None, words)` that draws one line a phase; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda phase, share, words: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=32),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(phase: str, share: float | None, words: str) -> None:
+            if phase not in tasks:
+                for task in tasks.values():  # a phase is over when the next one begins
+                    bars.update(task, total=1.0, completed=1.0)
+                tasks[phase] = bars.add_task(phase, total=None, words="")
+            bars.update(tasks[phase], total=None if share is None else 1.0, completed=share or 0.0, words=_plain(words))
+
+        yield update
+        for task in tasks.values():
+            bars.update(task, total=1.0, completed=1.0)
+
+
+def _print_table(title: str, rows: list[list[str]], head: bool = True) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_header=head)
+    for number, name in enumerate(rows[0]):
+        table.add_column(Text(name), justify="right" if head and number else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(Text(cell) for cell in row))
+    _print(table)
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False, soft_wrap=isinstance(what, str)).print(Text(what) if isinstance(what, str) else what)
+
+
+def _title(report: dict[str, Any]) -> str:
+    removed = f"{100 * report['final']['sparsity']:.2f} % of the weights removed"
+    return f"{report['model']} on {report['data']}: {removed}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value))
+    return {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"not enough memory {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _plain(text: str) -> str:
+    """`text` on one line, without anything a terminal might obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def _fail(name: str, message: object, status: int) -> int:
+    with suppress(OSError):  # where nobody is left to be told
+        print(f"{name}: {_plain(str(message))}", file=sys.stderr, flush=True)
+    return status

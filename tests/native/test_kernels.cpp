@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every entry of every table that this CPU can run, in buffers of exactly the size that the entry may touch, for all
+// lengths up to 200: keys, masks, scores and statistics equal the baseline's bit for bit, sums are within rounding.
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "core/cpu.hpp"
+#include "random.hpp"
+
+using namespace gossamer;
+
+namespace {
+
+constexpr std::int64_t longest = 200;
+
+template <class T>
+struct Types {
+  using Key = typename KeyOf<T>::type;
+};
+
+template <class T>
+bool same_bits(const Heap<T>& a, const Heap<T>& b) {
+  return a.size() == b.size() &&
+         (a.size() == 0 || std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(T)) == 0);
+}
+
+std::int64_t padded(std::int64_t n) { return (n + 63) / 64 * 64; }
+
+// Compares `run(table)`, a buffer, between every other table and the baseline.
+template <class T, class Run>
+void same_everywhere(const char* what, std::int64_t n, Run&& run) {
+  const auto& first = isas()[0].kernels->typed(T{});
+  const auto expected = run(first);
+  for (const Isa& isa : isas()) {
+    if (!isa.supported) continue;
+    const auto got = run(isa.kernels->typed(T{}));
+    CHECK(same_bits(got, expected), "%s %s n=%d float%d", what, isa.name, static_cast<int>(n),
+          static_cast<int>(sizeof(T) * 8));
+  }
+}
+
+// f(T{}, n, random, mix) for both types, all lengths and kinds of data.
+template <class F>
+void for_all(std::uint64_t seed, F&& f) {
+  Random random(seed);
+  for (std::int64_t n = 0; n <= longest; ++n)
+    for (const Mix mix : {Mix::plain, Mix::ties, Mix::wild}) {
+      f(float{}, n, random, mix);
+      f(double{}, n, random, mix);
+    }
+}
+
+template <class T>
+Heap<typename KeyOf<T>::type> keys_of(const Heap<T>& scores, NanRank rank) {
+  Heap<typename KeyOf<T>::type> keys(padded(scores.size()));
+  isas()[0].kernels->typed(T{}).keys(scores.data(), scores.size(), rank, keys.data());
+  return keys;
+}
+
+Heap<std::uint8_t> random_bits(Random& random, std::int64_t n) {
+  Heap<std::uint8_t> bits((n + 7) / 8);
+  for (std::int64_t i = 0; i < n; ++i)
+    if (random.below(3) != 0) bits[i / 8] = static_cast<std::uint8_t>(bits[i / 8] | 1 << (i % 8));
+  return bits;
+}
+
+bool bit(const Heap<std::uint8_t>& bits, std::int64_t i) { return (bits[i / 8] >> (i % 8) & 1) != 0; }
+
+template <class T>
+bool close(T got, double exact, double magnitude) {
+  if (exact != exact) return got != got;
+  return std::abs(static_cast<double>(got) - exact) <= (sizeof(T) == 4 ? 1e-6 : 1e-14) * magnitude;
+}
+
+}  // namespace
+
+TEST(scores_are_the_same_everywhere) {
+  for_all(1, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    const Heap<T> w = drawn<T>(random, n, mix), aux = drawn<T>(random, n, mix);
+    for (int c = 0; c < static_cast<int>(Criterion::count); ++c)
+      same_everywhere<T>("score", n, [&](const TypedKernels<T>& table) {
+        Heap<T> out(n);
+        table.score[c](w.data(), aux.data(), out.data(), n);
+        for (std::int64_t i = 0; i < n; ++i) {
+          const T wanted = c == 0   ? aux[i]
+                           : c == 1 ? std::abs(w[i])
+                           : c == 2 ? std::abs(aux[i])
+                           : c == 3 ? std::abs(w[i] * aux[i])
+                                    : std::abs(w[i]) * aux[i];
+          CHECK(out[i] == wanted || (out[i] != out[i] && wanted != wanted));
+          if (out[i] != out[i]) out[i] = 0;  // the payload of a NaN is nobody's business
+        }
+        return out;
+      });
+    const std::uint64_t seed = random.bits(), first = random.bits() >> 30;
+    same_everywhere<T>("score_random", n, [&](const TypedKernels<T>& table) {
+      Heap<T> out(n);
+      table.score_random(seed, first, out.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) CHECK(out[i] >= 0 && out[i] < 1);
+      return out;
+    });
+    same_everywhere<T>("add_lanes", n, [&](const TypedKernels<T>& table) {
+      Heap<double> lanes(8);
+      const Heap<T> zeros(n);
+      table.add_lanes(mix == Mix::wild ? zeros.data() : w.data(), n, lanes.data());
+      return lanes;
+    });
+  });
+}
+
+TEST(keys_order_like_scores_and_are_the_same_everywhere) {
+  for_all(2, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    using Key = typename KeyOf<T>::type;
+    const Heap<T> scores = drawn<T>(random, n, mix);
+    std::int64_t first_nan = 0;
+    while (first_nan < n && scores[first_nan] == scores[first_nan]) ++first_nan;
+    for (const NanRank rank : {NanRank::low, NanRank::high}) {
+      same_everywhere<T>("keys", n, [&](const TypedKernels<T>& table) {
+        Heap<Key> keys(padded(n));
+        CHECK(table.keys(scores.data(), n, rank, keys.data()) == first_nan);
+        return keys;
+      });
+      const Heap<Key> keys = keys_of(scores, rank);
+      constexpr Key excluded = std::numeric_limits<Key>::min();
+      for (std::int64_t i = n; i < padded(n); ++i) CHECK(keys[i] == excluded);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const T a = scores[i], b = scores[random.below(n)];
+        Heap<T> other(1);
+        other[0] = b;
+        const Key key = keys[i], second = keys_of(other, rank)[0];
+        CHECK(key != excluded);
+        if (a == a && b == b) CHECK((a < b) == (key < second) && (a == b) == (key == second));
+        if (a != a) CHECK(key == (rank == NanRank::low ? excluded + 1 : std::numeric_limits<Key>::max()));
+      }
+      const Heap<std::uint8_t> allowed = random_bits(random, n);
+      same_everywhere<T>("exclude", n, [&](const TypedKernels<T>& table) {
+        Heap<Key> out(n);
+        for (std::int64_t i = 0; i < n; ++i) out[i] = keys[i];
+        table.exclude(allowed.data(), n, out.data());
+        for (std::int64_t i = 0; i < n; ++i) CHECK(out[i] == (bit(allowed, i) ? keys[i] : excluded));
+        return out;
+      });
+    }
+  });
+}
+
+TEST(histograms_count_every_matching_key) {
+  Random random(3);
+  const auto run = [&](auto zero, std::int64_t n) {
+    using T = decltype(zero);
+    using Key = typename KeyOf<T>::type;
+    using Unsigned = typename KeyOf<T>::unsigned_type;
+    const Heap<Key> keys = keys_of(drawn<T>(random, n, Mix::wild), NanRank::low);
+    const auto unsigned_key = [&](std::int64_t i) {
+      return static_cast<Unsigned>(static_cast<Unsigned>(keys[i]) ^ static_cast<Unsigned>(std::numeric_limits<Key>::min()));
+    };
+    const Heap<Key> exact(n);
+    std::copy(keys.data(), keys.data() + n, exact.data());
+    Unsigned prefix = 0;
+    for (int shift = static_cast<int>(sizeof(Key)) * 8 - 16; shift >= 0; shift -= 16) {
+      Heap<std::uint32_t> expected(1 << 16);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const std::uint64_t digits = std::uint64_t{unsigned_key(i)} >> shift;
+        if (shift + 16 == static_cast<int>(sizeof(Key)) * 8 || digits >> 16 == prefix) ++expected[static_cast<std::int64_t>(digits & 0xFFFF)];
+      }
+      for (const Isa& isa : isas()) {
+        if (!isa.supported) continue;
+        Heap<std::uint32_t> bins(1 << 16);
+        isa.kernels->typed(T{}).histogram(exact.data(), n, shift, prefix, bins.data());
+        CHECK(same_bits(bins, expected), "%s shift=%d", isa.name, shift);
+      }
+      if (n > 0) prefix = static_cast<Unsigned>(std::uint64_t{unsigned_key(random.below(n))} >> shift);
+    }
+  };
+  for (const std::int64_t n : {0, 1, 2, 31, 64, 65, 127, 200}) {
+    run(float{}, n);
+    run(double{}, n);
+  }
+}
+
+TEST(marks_are_the_same_everywhere) {
+  for_all(4, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    using Key = typename KeyOf<T>::type;
+    constexpr Key excluded = std::numeric_limits<Key>::min(), highest = std::numeric_limits<Key>::max();
+    const Heap<Key> keys = keys_of(drawn<T>(random, n, mix), NanRank::high);
+    if (n > 0 && random.below(2) != 0) keys[random.below(n)] = excluded;
+    const auto some = [&] { return n == 0 ? Key{5} : std::max<Key>(keys[random.below(n)], excluded + 1); };
+    Key top = some(), bottom = some();
+    if (top < bottom) std::swap(top, bottom);
+    if (random.below(5) == 0) top = highest, bottom = excluded + 1;
+    if (random.below(5) == 0) top = bottom = highest;
+    std::int64_t above = 0, within = 0, equal = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      above += keys[i] > top;
+      within += keys[i] <= top && keys[i] >= bottom;
+      equal += keys[i] == bottom;
+    }
+    Heap<std::uint32_t> places(0);
+    same_everywhere<T>("mark", n, [&](const TypedKernels<T>& table) {
+      Heap<std::uint8_t> bits((n + 7) / 8);
+      Heap<std::uint32_t> open(within);  // exactly as many as there are
+      std::int64_t found = -1;
+      CHECK(table.mark(keys.data(), n, top, bottom, bits.data(), open.data(), &found) == above);
+      CHECK(found == within);
+      for (std::int64_t i = 0; i < n; ++i) CHECK(bit(bits, i) == (keys[i] > top));
+      for (std::int64_t i = n; i < 8 * bits.size(); ++i) CHECK(!bit(bits, i));
+      for (std::int64_t i = 0; i < within; ++i)
+        CHECK(keys[open[i]] <= top && keys[open[i]] >= bottom && (i == 0 || open[i] > open[i - 1]));
+      return bits;
+    });
+    for (const Isa& isa : isas())
+      if (isa.supported) CHECK(isa.kernels->typed(zero).count_equal(keys.data(), n, bottom) == equal);
+    for (const std::int64_t quota : {std::int64_t{0}, std::int64_t{1}, equal / 2, equal, equal + 5})
+      same_everywhere<T>("mark_ties", n, [&](const TypedKernels<T>& table) {
+        Heap<std::uint8_t> bits((n + 7) / 8);
+        std::int64_t left = quota, wanted = quota, kept = 0;
+        const std::int64_t marked = table.mark_ties(keys.data(), n, bottom, &left, bits.data());
+        for (std::int64_t i = 0; i < n; ++i) {
+          const bool keep = keys[i] > bottom || (keys[i] == bottom && wanted > 0);
+          wanted -= keep && keys[i] == bottom;
+          kept += keep;
+          CHECK(bit(bits, i) == keep);
+        }
+        CHECK(marked == kept && left == wanted);
+        return bits;
+      });
+  });
+}
+
+TEST(n_of_m_is_the_same_everywhere) {
+  for_all(5, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    using Key = typename KeyOf<T>::type;
+    const int of = static_cast<int>(random.between(1, 32)), keep = static_cast<int>(random.between(1, of));
+    n = n / of * of;
+    const Heap<Key> all = keys_of(drawn<T>(random, n, mix), NanRank::low);
+    const Heap<Key> keys(n);
+    std::copy(all.data(), all.data() + n, keys.data());
+    same_everywhere<T>("keep_n_of_m", n, [&](const TypedKernels<T>& table) {
+      Heap<std::uint8_t> bits((n + 7) / 8);
+      std::fill(bits.data(), bits.data() + bits.size(), std::uint8_t{0xFF});
+      CHECK(table.keep_n_of_m(keys.data(), n, keep, of, bits.data()) == n / of * keep);
+      for (std::int64_t i = 0; i < n; ++i) {
+        int before = 0;
+        for (std::int64_t j = i / of * of; j < i / of * of + of; ++j)
+          before += keys[j] > keys[i] || (keys[j] == keys[i] && j < i);
+        CHECK(bit(bits, i) == (before < keep));
+      }
+      for (std::int64_t i = n; i < 8 * bits.size(); ++i) CHECK(!bit(bits, i));
+      return bits;
+    });
+  });
+}
+
+TEST(masks_are_applied_and_compressed_alike) {
+  for_all(6, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    const Heap<T> w = drawn<T>(random, n, mix);
+    const Heap<std::uint8_t> bits = random_bits(random, n);
+    std::int64_t kept = 0;
+    for (std::int64_t i = 0; i < n; ++i) kept += bit(bits, i);
+    same_everywhere<T>("apply", n, [&](const TypedKernels<T>& table) {
+      Heap<T> out(n);
+      table.apply(w.data(), bits.data(), out.data(), n);
+      const T nothing{0};
+      for (std::int64_t i = 0; i < n; ++i)
+        CHECK(std::memcmp(&out[i], bit(bits, i) ? &w[i] : &nothing, sizeof(T)) == 0);  // a dropped -0 or NaN is +0
+      Heap<T> in_place(n);
+      std::copy(w.data(), w.data() + n, in_place.data());
+      table.apply(in_place.data(), bits.data(), in_place.data(), n);
+      CHECK(same_bits(out, in_place));
+      return out;
+    });
+    same_everywhere<T>("nonzero", n, [&](const TypedKernels<T>& table) {
+      Heap<std::uint8_t> out((n + 7) / 8);
+      table.nonzero(w.data(), out.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) CHECK(bit(out, i) == !(w[i] == 0));
+      return out;
+    });
+    same_everywhere<T>("compress", n, [&](const TypedKernels<T>& table) {
+      Heap<T> values(kept);
+      CHECK(table.compress(w.data(), bits.data(), n, values.data()) == kept);
+      std::int64_t at = 0;
+      for (std::int64_t i = 0; i < n; ++i)
+        if (bit(bits, i)) CHECK(std::memcmp(&values[at++], &w[i], sizeof(T)) == 0);
+      return values;
+    });
+  });
+}
+
+TEST(adjustments_and_statistics_are_the_same_everywhere) {
+  for_all(7, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    const Mix finite = mix == Mix::wild ? Mix::plain : mix;
+    const Heap<T> w = drawn<T>(random, n, finite), s = drawn<T>(random, n, finite);
+    const T rate = static_cast<T>(0.1), center = static_cast<T>(0.3), spread = static_cast<T>(1.7);
+    same_everywhere<T>("adjust_sign", n, [&](const TypedKernels<T>& table) {
+      Heap<T> out(n);
+      table.adjust_sign(w.data(), s.data(), rate, out.data(), n);
+      for (std::int64_t i = 0; i < n; ++i)
+        CHECK(out[i] == w[i] - rate * static_cast<T>((s[i] > 0) - (s[i] < 0)));
+      return out;
+    });
+    same_everywhere<T>("adjust_scale", n, [&](const TypedKernels<T>& table) {
+      Heap<T> out(n);
+      std::copy(w.data(), w.data() + n, out.data());
+      table.adjust_scale(out.data(), s.data(), rate, center, spread, out.data(), n);  // in place
+      for (std::int64_t i = 0; i < n; ++i) {
+        volatile T t = s[i] - center;  // volatile: every step rounds, whatever this file is compiled with
+        t = t / spread;
+        t = rate * t;
+        t = T{1} + t;
+        t = w[i] * t;
+        CHECK(out[i] == t);
+      }
+      return out;
+    });
+    const Heap<double> start = drawn<double>(random, n, Mix::plain);
+    same_everywhere<T>("add_squares", n, [&](const TypedKernels<T>& table) {
+      Heap<double> sums(n);
+      std::copy(start.data(), start.data() + n, sums.data());
+      table.add_squares(w.data(), sums.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        volatile double product = static_cast<double>(w[i]) * static_cast<double>(w[i]);
+        CHECK(sums[i] == start[i] + product);
+      }
+      return sums;
+    });
+    same_everywhere<T>("subtract_products", n, [&](const TypedKernels<T>& table) {
+      Heap<double> sums(n);
+      std::copy(start.data(), start.data() + n, sums.data());
+      table.subtract_products(w.data(), s.data(), sums.data(), n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        volatile double product = static_cast<double>(s[i]) * static_cast<double>(w[i]);
+        CHECK(sums[i] == start[i] - product);
+      }
+      return sums;
+    });
+  });
+}
+
+TEST(products_are_within_rounding_on_every_table) {
+  Random random(8);
+  const auto run = [&](auto zero, auto index_zero, const Isa& isa, int shape, std::int64_t rows, std::int64_t cols) {
+    using T = decltype(zero);
+    using Index = decltype(index_zero);
+    const TypedKernels<T>& table = isa.kernels->typed(zero);
+    const std::int64_t width = table.width[shape];
+    std::vector<std::int64_t> starts{0}, columns;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < cols; ++c)
+        if (random.below(3) != 0 && r % 5 != 3) columns.push_back(c);
+      starts.push_back(static_cast<std::int64_t>(columns.size()));
+    }
+    const auto nnz = static_cast<std::int64_t>(columns.size());
+    const Heap<std::int64_t> indptr(rows + 1);
+    std::copy(starts.begin(), starts.end(), indptr.data());
+    const Heap<Index> indices(nnz);
+    for (std::int64_t i = 0; i < nnz; ++i) indices[i] = static_cast<Index>(columns[static_cast<std::size_t>(i)]);
+    const Heap<T> values = drawn<T>(random, nnz, Mix::plain), x = drawn<T>(random, cols * width, Mix::plain);
+    const std::int64_t first = rows > 3 ? 1 : 0, last = rows > 3 ? rows - 1 : rows;
+    const Heap<T> y((last - first) * width);
+    table.spmm[sizeof(Index) / 4 - 1][shape](indptr.data(), indices.data(), values.data(), first, last, x.data(), y.data());
+    for (std::int64_t r = first; r < last; ++r)
+      for (std::int64_t j = 0; j < width; ++j) {
+        double exact = 0, magnitude = 0;
+        for (std::int64_t i = indptr[r]; i < indptr[r + 1]; ++i) {
+          const double product = static_cast<double>(values[i]) * static_cast<double>(x[static_cast<std::int64_t>(indices[i]) * width + j]);
+          exact += product;
+          magnitude += std::abs(product);
+        }
+        CHECK(close(y[(r - first) * width + j], exact, magnitude), "spmm %s shape=%d", isa.name, shape);
+      }
+  };
+  for (const Isa& isa : isas()) {
+    if (!isa.supported) continue;
+    for (int shape = 0; shape < TypedKernels<float>::widths; ++shape)
+      for (const std::int64_t cols : {0, 1, 2, 3, 4, 5, 9, 17, 600})
+        for (const std::int64_t rows : {0, 1, 6}) {
+          run(float{}, std::int32_t{}, isa, shape, rows, cols);
+          run(float{}, std::int64_t{}, isa, shape, rows, cols);
+          run(double{}, std::int32_t{}, isa, shape, rows, cols);
+          run(double{}, std::int64_t{}, isa, shape, rows, cols);
+        }
+  }
+  const auto dot = [&](auto zero, std::int64_t n) {
+    using T = decltype(zero);
+    const Heap<T> a = drawn<T>(random, n, Mix::plain), b = drawn<T>(random, n, Mix::plain);
+    double exact = 0, magnitude = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      exact += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+      magnitude += std::abs(static_cast<double>(a[i]) * static_cast<double>(b[i]));
+    }
+    for (const Isa& isa : isas())
+      if (isa.supported)
+        CHECK(close(isa.kernels->typed(zero).dot(a.data(), b.data(), n), exact, magnitude), "dot %s n=%d", isa.name, static_cast<int>(n));
+  };
+  for (std::int64_t n = 0; n <= longest; ++n) dot(float{}, n), dot(double{}, n);
+  for (const std::int64_t n : {4095, 4096, 4097, 10000}) dot(float{}, n), dot(double{}, n);
+}
+
+TEST(activations_and_their_slopes_on_every_table) {
+  const auto activate = [](double x, Act act) {
+    const double c = std::sqrt(2 / std::acos(-1.0));
+    switch (act) {
+      case Act::relu: return x > 0 ? x : 0.0;
+      case Act::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+      case Act::gelu_tanh: return 0.5 * x * (1 + std::tanh(c * (x + 0.044715 * x * x * x)));
+      case Act::silu: return x / (1 + std::exp(-x));
+      case Act::sigmoid: return 1 / (1 + std::exp(-x));
+      case Act::tanh: return std::tanh(x);
+      default: return x;
+    }
+  };
+  Random random(9);
+  const auto run = [&](auto zero, const Isa& isa, std::int64_t n, Act act) {
+    using T = decltype(zero);
+    const TypedKernels<T>& table = isa.kernels->typed(zero);
+    const T bias = static_cast<T>(0.25);
+    Heap<T> x(n), y(n), dy(n), dz(n);
+    for (std::int64_t i = 0; i < n; ++i) {
+      x[i] = y[i] = static_cast<T>(8 * random.unit() - 4);
+      dy[i] = static_cast<T>(random.unit());
+    }
+    table.epilogue(y.data(), n, bias, act);
+    table.activation_grad(x.data(), dy.data(), dz.data(), n, act);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double z = static_cast<double>(x[i] + bias), at = static_cast<double>(x[i]), h = 1e-5;
+      CHECK(close(y[i], activate(z, act), 4.0), "%s %d", isa.name, static_cast<int>(act));
+      const double slope = (activate(at + h, act) - activate(at - h, act)) / (2 * h);
+      if (std::abs(at) > h) CHECK(std::abs(static_cast<double>(dz[i]) - slope * static_cast<double>(dy[i])) < 1e-5);
+    }
+  };
+  for (const Isa& isa : isas())
+    for (int act = 0; isa.supported && act < static_cast<int>(Act::count); ++act)
+      for (const std::int64_t n : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 100}) {
+        run(float{}, isa, n, static_cast<Act>(act));
+        run(double{}, isa, n, static_cast<Act>(act));
+      }
+  for (const Isa& isa : isas()) {  // what overflows on the way must not show
+    if (!isa.supported) continue;
+    for (const Act act : {Act::silu, Act::sigmoid, Act::tanh, Act::gelu_tanh, Act::gelu, Act::relu}) {
+      Heap<float> y(2);
+      y[0] = 1e4f;
+      y[1] = -1e4f;
+      isa.kernels->f32.epilogue(y.data(), 2, 0.0f, act);
+      const bool bounded = act == Act::sigmoid || act == Act::tanh;
+      CHECK(y[0] == (bounded ? 1.0f : 1e4f), "%s %d %g", isa.name, static_cast<int>(act), static_cast<double>(y[0]));
+      CHECK(y[1] == (act == Act::tanh ? -1.0f : 0.0f), "%s %d %g", isa.name, static_cast<int>(act), static_cast<double>(y[1]));
+    }
+  }
+}
+
+RUN_TESTS()
