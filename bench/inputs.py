@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -42,6 +43,14 @@ def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> Ar
     return np.random.default_rng(seed).standard_normal(shape, dtype=dtype)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without torch's UserWarnings that sparse tensors are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def as_tensor(a: Array) -> Any:
     return torch_or_skip().from_numpy(a)
 
@@ -58,8 +67,6 @@ def as_array(result: Any) -> Array:
     """A result of any contender as a numpy array; a mask as bool."""
     if isinstance(result, gs.Mask):
         return result.to_dense()
-    if isinstance(result, gs.SparseMatrix) or hasattr(result, "toarray"):
-        return result.to_dense() if isinstance(result, gs.SparseMatrix) else np.asarray(result.toarray())
     return np.asarray(result)
 
 

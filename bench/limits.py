@@ -84,8 +84,8 @@ def _measure_natively(threads: int) -> Limits:
     return Limits(
         threads=threads,
         gflops={name: result[name] for name in ("float32", "float64")},
-        read={size: rate for size, rate in result["read"]},
-        write={size: rate for size, rate in result["write"]},
+        read=dict(result["read"]),
+        write=dict(result["write"]),
         source=f"C++, {8 * result['vector_bytes']}-bit vectors",
     )
 

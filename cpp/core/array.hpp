@@ -44,7 +44,7 @@ class Array {
       strides = c_order;
     }
     ndim_ = ndim;
-    std::copy(shape, shape + std::min(ndim, shown_dims), shape_);
+    for (int d = 0; d < std::min(ndim, shown_dims); ++d) shape_[d] = shape[d];
     const int first_inner = ndim >= 2 ? 1 : 0;
     rows_ = ndim >= 2 ? shape[0] : 1;
     row_stride_ = ndim >= 2 ? strides[0] : 0;

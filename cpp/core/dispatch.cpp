@@ -8,21 +8,20 @@
 
 namespace gossamer {
 
+// The strongest level of this CPU, or the strongest up to the one named: a cap, so that one setting serves all machines.
 static const Isa& choose() {
-  const char* wanted = std::getenv("GOSSAMER_ISA");
+  const char* named = std::getenv("GOSSAMER_ISA");
+  const std::string cap = named != nullptr ? named : "";
   const Isa* best = nullptr;
   std::string known;
   for (const Isa& isa : isas()) {
     known += (known.empty() ? "" : ", ") + std::string(isa.name);
-    if (wanted != nullptr && *wanted != '\0') {
-      if (std::string(wanted) != isa.name) continue;
-      if (!isa.supported)
-        throw Error(GOSSAMER_ERROR_RUNTIME, format("GOSSAMER_ISA: this CPU does not support '%.40s'", wanted));
-    }
     if (isa.supported) best = &isa;
+    if (cap == isa.name) return *best;
   }
-  if (best == nullptr)
-    throw Error(GOSSAMER_ERROR_RUNTIME, format("GOSSAMER_ISA: must be one of %s, got '%.40s'", known.c_str(), wanted));
+  if (!cap.empty())
+    throw Error(GOSSAMER_ERROR_RUNTIME,
+                format("GOSSAMER_ISA: must be one of %s, got '%.40s'", known.c_str(), cap.c_str()));
   return *best;
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel table in use: the strongest instruction set of this CPU, or the one that GOSSAMER_ISA names.
+// The kernel table in use: the strongest instruction set of this CPU, capped by GOSSAMER_ISA.
 #pragma once
 #include "core/cpu.hpp"
 
 namespace gossamer {
 
-const Isa& active_isa();  // throws Error when GOSSAMER_ISA names an unknown or unsupported level
+const Isa& active_isa();  // throws Error when GOSSAMER_ISA names an unknown level
 
 template <class T>
 const TypedKernels<T>& kernels() {

@@ -45,7 +45,7 @@ inline std::string text(double x) {
 
 // A shape as Python writes it.
 inline std::string shape_text(std::int64_t rows, std::int64_t cols) {
-  return "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")";
+  return format("(%lld, %lld)", static_cast<long long>(rows), static_cast<long long>(cols));
 }
 
 [[noreturn]] inline void value_error(const std::string& message) { throw Error(GOSSAMER_ERROR_VALUE, message); }

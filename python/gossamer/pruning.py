@@ -76,7 +76,7 @@ def prune(
     """Scores, selects and masks in one fused pass; the scores of element-wise methods are never held in memory.
 
     Equals :func:`score`, :func:`topk_mask` and :func:`apply_mask` one after the other, bit for bit; see there for the
-    parameters. ``group=None`` takes the method's own: ``"row"`` for wanda (but for ``pattern="row"``), else ``"tensor"``.
+    parameters. ``group=None`` is the method's own: ``"row"`` for wanda (except ``pattern="row"``), else ``"tensor"``.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, empty, host, matrix_shape, require_text
+from gossamer._arrays import Array, Host, empty, host, matrix_shape
 from gossamer.masks import Mask, packed_bits
 
 if TYPE_CHECKING:

@@ -162,25 +162,30 @@ class _Run:
         """Step 1. With ``epochs`` given two thirds of them run at the first rate; the best epoch counts either way."""
         sizes = [self.data.x_train.shape[1], *HIDDEN, self.data.classes]
         params = model.initialize(sizes, np.random.default_rng(self.options.seed))
-        self.anneal("dense", params, min_steps=MIN_STEPS)
+        self.anneal("dense", params, RATES, least=MIN_STEPS)
         self.dense_steps = self.step
         return params
 
-    def anneal(self, phase: str, params: dict[str, Array], masks: Masks | None = None, min_steps: int = 0) -> None:
-        """Train in place at one rate after the other, until validation stops improving or ``epochs`` are used up."""
-        most = [math.ceil(MAX_STEPS / self.steps_per_epoch)] * len(RATES)
-        patience = 2 * self.round_epochs
-        if self.options.epochs is not None:
-            first = math.ceil(self.options.epochs * 2 / 3)
-            most, patience = [first, self.options.epochs - first], self.options.epochs + 1  # that is, no early end
-        optimizer, done = Adam(), 0
-        for rate, count in zip(RATES, most, strict=True):
+    def anneal(
+        self, phase: str, params: dict[str, Array], rates: tuple[float, ...], masks: Masks | None = None, least: int = 0
+    ) -> None:
+        """Train in place at one rate after the other, each until validation stops improving or its epochs are used up.
+
+        `least` steps are taken at the first rate in any case.
+        """
+        given = self.options.epochs
+        done, optimizer = 0, Adam()
+        for number, rate in enumerate(rates, start=1):
             optimizer.rate = rate
-            how = {"masks": masks, "patience": patience, "min_steps": min_steps if rate == RATES[0] else 0}
+            count, patience = math.ceil(MAX_STEPS / self.steps_per_epoch), 2 * self.round_epochs
+            if given is not None:  # no early end, but the best epoch counts as ever
+                count = given - done if number == len(rates) else math.ceil(given * 2 / 3)
+                patience = count + 1
+            how = {"masks": masks, "patience": patience, "min_steps": least if number == 1 else 0}
             for epoch in self.epochs(phase, params, optimizer, count, **how):
                 done += 1
-                share = done / self.options.epochs if self.options.epochs is not None else None
-                self.progress(phase, share, f"epoch {done}, validation {_percent(epoch.validation_accuracy)}")
+                words = f"epoch {done}, validation {_percent(epoch.validation_accuracy)}"
+                self.progress(phase, None if given is None else done / given, words)
 
     def epochs(
         self, phase: str, params: dict[str, Array], optimizer: Adam, count: int, **how: Any
@@ -253,9 +258,9 @@ class _Run:
         return keeper
 
     def fine_tune(self, keeper: Keeper) -> None:
-        """Step 4."""
+        """Step 4, at the lower rate: the higher one first took twice the steps and ended no better."""
         params, masks = keeper.params, keeper.masks
-        self.anneal("fine-tune", params, masks)
+        self.anneal("fine-tune", params, RATES[-1:], masks)
         keeper.budget, keeper.compare = gs.Budget(0.0), "last"
         self.consider(keeper, params, masks)
 
