@@ -15,6 +15,10 @@ enum class Criterion : int { identity, magnitude, gradient, taylor, wanda, count
 enum class NanRank : int { low, high };
 enum class Act : int { identity, relu, gelu, gelu_tanh, silu, sigmoid, tanh, count };
 
+struct StreamCounts {
+  std::int64_t open, nan;
+};
+
 template <class T>
 struct KeyOf;
 template <>
@@ -43,7 +47,9 @@ struct TypedKernels {
   void (*exclude)(const std::uint8_t* allowed, i64 n, Key* keys);
   void (*histogram)(const Key* keys, i64 n, int shift, std::uint64_t prefix, std::uint32_t* bins);
   i64 (*mark)(const Key* keys, i64 n, Key top, Key bottom, std::uint8_t* bits, std::uint32_t* open, i64* open_count);
-  i64 (*count_equal)(const Key* keys, i64 n, Key key);
+  i64 (*stream[static_cast<int>(Criterion::count)])(const T* w, const T* aux, const std::uint8_t* allowed, i64 n,
+                                                    T high, T low, bool keep_nan, std::uint8_t* bits, T* values,
+                                                    std::uint32_t* open, StreamCounts* counts);
   i64 (*mark_ties)(const Key* keys, i64 n, Key key, i64* quota, std::uint8_t* bits);
   i64 (*keep_n_of_m)(const Key* keys, i64 n, int keep, int of, std::uint8_t* bits);
 

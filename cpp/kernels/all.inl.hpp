@@ -42,7 +42,11 @@ constexpr TypedKernels<T> make_table() {
   t.exclude = &exclude<Key>;
   t.histogram = &histogram<Key, Unsigned>;
   t.mark = &mark<T>;
-  t.count_equal = &count_equal<T>;
+  t.stream[static_cast<int>(Criterion::identity)] = &stream<Identity, T>;
+  t.stream[static_cast<int>(Criterion::magnitude)] = &stream<Magnitude, T>;
+  t.stream[static_cast<int>(Criterion::gradient)] = &stream<Gradient, T>;
+  t.stream[static_cast<int>(Criterion::taylor)] = &stream<Taylor, T>;
+  t.stream[static_cast<int>(Criterion::wanda)] = &stream<Wanda, T>;
   t.mark_ties = &mark_ties<T>;
   t.keep_n_of_m = &keep_n_of_m<Key>;
   t.apply = &apply<T>;

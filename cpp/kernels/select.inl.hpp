@@ -89,17 +89,74 @@ std::int64_t mark(const typename KeyOf<T>::type* key, std::int64_t n, typename K
   return kept;
 }
 
-template <class T>
-std::int64_t count_equal(const typename KeyOf<T>::type* key, std::int64_t n, typename KeyOf<T>::type wanted) {
+// The one-pass kernel: scores in registers, a bit for every score above `high`; the scores in [low, high] are open:
+// counted, and unless `open` is null their positions and values written there. NaN is counted apart and kept or not as
+// `keep_nan` says. Positions that `allowed` (null: all) leaves out get no bit and are not open, but their NaN counts.
+// `w` and `aux` are read in whole groups of 64; the last, partial one is copied first.
+template <class C, class T>
+std::int64_t stream(const T* w, const T* aux, const std::uint8_t* allowed, std::int64_t n, T high, T low, bool keep_nan,
+                    std::uint8_t* bits, T* values, std::uint32_t* open, StreamCounts* counts) {
   using V = typename Simd<T>::V;
-  const auto w = SetKey<V>(wanted);
-  std::int64_t count = 0;
+  const V above = Set<V>(high), below = Set<V>(low);
+  std::int64_t kept = 0, found = 0, nans = 0;
+  alignas(64) T group[64], tail_w[64], tail_aux[64];
   for (std::int64_t i = 0; i < n; i += 64) {
-    std::uint64_t equal = 0;
-    for (int j = 0; j < 64; j += V::lanes) equal |= std::uint64_t{Equal(LoadKey<V>(key + i + j), w)} << j;
-    count += __builtin_popcountll(equal);
+    const T *gw = w + i, *ga = aux + i;
+    std::uint64_t valid = ~std::uint64_t{0};
+    if (n - i < 64) {
+      for (std::int64_t j = 0; j < 64; ++j) {
+        tail_w[j] = i + j < n ? gw[j] : T{0};
+        tail_aux[j] = i + j < n ? ga[j] : T{0};
+      }
+      gw = tail_w;
+      ga = tail_aux;
+      valid >>= 64 - (n - i);
+    }
+    std::uint64_t sure = 0, lower = 0;
+    GOSSAMER_UNROLL
+    for (int j = 0; j < 64; j += V::lanes) {
+      const V score = C::apply(Load<V>(gw + j), Load<V>(ga + j));
+      Store(score, group + j);
+      sure |= std::uint64_t{Greater(score, above)} << j;
+      lower |= std::uint64_t{Less(score, below)} << j;
+    }
+    std::uint64_t maybe = ~(sure | lower) & valid;  // NaN is neither above nor below
+    sure &= valid;
+    if (allowed != nullptr) {
+      std::uint64_t mask = 0;
+      __builtin_memcpy(&mask, allowed + i / 8, n - i >= 64 ? 8 : static_cast<std::size_t>((n - i + 7) / 8));
+      sure &= mask;
+      for (std::uint64_t out = maybe & ~mask; out != 0; out &= out - 1)
+        nans += group[__builtin_ctzll(out)] != group[__builtin_ctzll(out)];
+      maybe &= mask;
+    }
+    if (open == nullptr) {
+      std::uint64_t nan = 0;
+      if (maybe != 0)
+        for (int j = 0; j < 64; j += V::lanes) nan |= std::uint64_t{IsNaN(Load<V>(group + j))} << j;
+      nan &= maybe;
+      nans += __builtin_popcountll(nan);
+      found += __builtin_popcountll(maybe & ~nan);
+      if (keep_nan) sure |= nan;
+    } else {
+      for (; maybe != 0; maybe &= maybe - 1) {
+        const int j = __builtin_ctzll(maybe);
+        const T value = group[j];
+        if (__builtin_expect(value != value, 0)) {
+          ++nans;
+          if (keep_nan) sure |= std::uint64_t{1} << j;
+          continue;
+        }
+        values[found] = value;
+        open[found++] = static_cast<std::uint32_t>(i + j);
+      }
+    }
+    store_bits(sure, n - i, bits + i / 8);
+    kept += __builtin_popcountll(sure);
   }
-  return count;
+  counts->open = found;
+  counts->nan = nans;
+  return kept;
 }
 
 // A bit for every key above `threshold` and for the first *quota keys equal to it; *quota falls by those used.

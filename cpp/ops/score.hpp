@@ -49,23 +49,40 @@ struct ScoreScratch {
   alignas(64) T scores[tile_size];
 };
 
-// count <= tile_size scores, contiguous; in the weights themselves where nothing has to be computed.
+// What a kernel needs to score a tile: both pointers are valid, also where the criterion reads only one.
 template <class T>
-const T* score_tile(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
-                    ScoreScratch<T>& scratch) {
+struct TileInputs {
+  Criterion criterion;
+  const T *weights, *aux;
+};
+
+// count <= tile_size elements, contiguous; in place where they lie so already.
+template <class T>
+TileInputs<T> tile_inputs(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
+                          ScoreScratch<T>& scratch) {
   const Method* method = source.method;
-  if (method == nullptr) return source.weights.load(row, col, count, scratch.weights);
-  const auto& table = kernels<T>();
+  if (method == nullptr) {
+    const T* scores = source.weights.load(row, col, count, scratch.weights);
+    return {Criterion::identity, scores, scores};
+  }
   if (method->needs == Needs::seed) {
-    table.score_random(source.seed, static_cast<std::uint64_t>(source.first_index + row * source.cols() + col),
-                       scratch.scores, count);
-    return scratch.scores;
+    kernels<T>().score_random(source.seed, static_cast<std::uint64_t>(source.first_index + row * source.cols() + col),
+                              scratch.aux, count);
+    return {Criterion::identity, scratch.aux, scratch.aux};
   }
   const bool per_column = source.aux.rows() == 1;
   const T* aux = method->uses_aux ? source.aux.load(per_column ? 0 : row, col, count, scratch.aux) : nullptr;
-  if (method->criterion == Criterion::identity) return aux;
   const T* weights = method->uses_weights ? source.weights.load(row, col, count, scratch.weights) : aux;
-  table.score[static_cast<int>(method->criterion)](weights, aux != nullptr ? aux : weights, scratch.scores, count);
+  return {method->criterion, weights, aux != nullptr ? aux : weights};
+}
+
+// The scores of a tile; in the weights themselves where nothing has to be computed.
+template <class T>
+const T* score_tile(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
+                    ScoreScratch<T>& scratch) {
+  const TileInputs<T> in = tile_inputs(source, row, col, count, scratch);
+  if (in.criterion == Criterion::identity) return in.aux;
+  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, scratch.scores, count);
   return scratch.scores;
 }
 

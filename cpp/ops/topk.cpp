@@ -8,7 +8,9 @@
 #include "ops/topk.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -25,15 +27,34 @@ template <class T>
 struct Scratch : ScoreScratch<T> {
   using Key = typename KeyOf<T>::type;
   alignas(64) Key keys[tile_size + 64];
+  T values[tile_size];
   std::uint32_t open[tile_size];
   ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
 };
 
+// A score that may or may not be kept; `at` counts from the beginning of its chunk.
 template <class Key>
 struct Candidate {
   Key key;
-  std::int64_t index;
+  std::uint32_t at;
 };
+
+template <class T>
+typename KeyOf<T>::type key_of(T score) {  // of a number
+  typename KeyOf<T>::type key[64];
+  kernels<T>().keys(&score, 1, NanRank::low, key);
+  return key[0];
+}
+
+template <class T>
+T score_of(typename KeyOf<T>::type key) {
+  using Key = typename KeyOf<T>::type;
+  using Unsigned = typename KeyOf<T>::unsigned_type;
+  const Key bits = static_cast<Key>(key ^ static_cast<Key>(static_cast<Unsigned>(key >> (sizeof(Key) * 8 - 1)) >> 1));
+  T score;
+  std::memcpy(&score, &bits, sizeof score);
+  return score;
+}
 
 struct Bins {
   std::vector<std::uint32_t> count = std::vector<std::uint32_t>(1 << 16);
@@ -47,15 +68,23 @@ struct Bins {
 };
 
 template <class T>
-const T* scores_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
+TileInputs<T> inputs_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
   if constexpr (sizeof(T) == 8) {
     if (item.source.dtype() == DType::float32) {
       const float* narrow = score_tile(item.source, row, col, n, s.narrow);
-      std::copy(narrow, narrow + n, s.scores);
-      return s.scores;
+      std::copy(narrow, narrow + n, s.aux);
+      return {Criterion::identity, s.aux, s.aux};
     }
   }
-  return score_tile(item.source, row, col, n, s);
+  return tile_inputs(item.source, row, col, n, s);
+}
+
+template <class T>
+const T* scores_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
+  const TileInputs<T> in = inputs_of(item, row, col, n, s);
+  if (in.criterion == Criterion::identity) return in.aux;
+  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, s.scores, n);
+  return s.scores;
 }
 
 // Keys of a tile, padded to a multiple of 64; NaN is ranked and noticed.
@@ -66,6 +95,74 @@ void keys_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t 
   const std::int64_t first = table.keys(scores_of(item, row, col, n, s), n, nan.rank, out);
   if (first < n) nan.seen.store(true, std::memory_order_relaxed);
   if (item.prior != nullptr) table.exclude(item.prior + item.byte(row, col), n, out);
+}
+
+// Between these two keys the last one to keep is expected; both are numbers.
+template <class T>
+struct Bracket {
+  using Key = typename KeyOf<T>::type;
+  Key low = key_of(-std::numeric_limits<T>::infinity());
+  Key high = key_of(std::numeric_limits<T>::infinity());
+};
+
+// Ranks of a bracket around rank `middle` of n sorted keys, 4 standard deviations to each side. `counts` says how many
+// of the best lie in each part that the keys were drawn in: sorted or blocked data deviate there, and widen the
+// bracket.
+struct Ranks {
+  std::int64_t high, low;
+  Ranks(double middle, double share, double n, const std::vector<std::int64_t>& counts) {
+    double mean = 0, squares = 0;
+    for (const std::int64_t c : counts) mean += static_cast<double>(c) / static_cast<double>(counts.size());
+    for (const std::int64_t c : counts) squares += (static_cast<double>(c) - mean) * (static_cast<double>(c) - mean);
+    const double width = 4 * std::sqrt(std::max(n * share * (1 - share), squares)) + 2;
+    high = static_cast<std::int64_t>(std::floor(middle - width));
+    low = static_cast<std::int64_t>(std::ceil(middle + width));
+  }
+};
+
+// A sample: runs of up to 16 neighbours, and where each run ends.
+template <class Key>
+struct Drawn {
+  std::vector<Key> keys;
+  std::vector<std::size_t> ends;
+};
+
+template <class T, class Key>
+void draw_run(const Item& item, std::int64_t row, std::int64_t col, NanRank rank, Scratch<T>& s, Drawn<Key>& drawn) {
+  std::atomic<bool> ignored{false};
+  col = col / 16 * 16;
+  const std::int64_t n = std::min<std::int64_t>(16, item.cols() - col);
+  keys_of(item, row, col, n, NanRule{rank, ignored}, s, s.keys);
+  for (std::int64_t j = 0; j < n; ++j)
+    if (s.keys[j] > std::numeric_limits<Key>::min()) drawn.keys.push_back(s.keys[j]);
+  drawn.ends.push_back(drawn.keys.size());
+}
+
+// The bracket of the best `share`; false when the sample says too little.
+template <class T, class Key>
+bool draw_bracket(Drawn<Key>& drawn, double share, Bracket<T>& bracket) {
+  const auto n = static_cast<std::int64_t>(drawn.keys.size());
+  if (n < 64) return false;
+  std::vector<Key> keys = drawn.keys;
+  const double middle = share * static_cast<double>(n);
+  const auto at = [&](std::int64_t rank) { return keys.begin() + std::clamp<std::int64_t>(rank, 0, n - 1); };
+  const auto center = at(static_cast<std::int64_t>(middle));
+  std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
+  std::vector<std::int64_t> counts;
+  for (std::size_t i = 0, begin = 0; i < drawn.ends.size(); begin = drawn.ends[i++])
+    counts.push_back(std::count_if(drawn.keys.begin() + static_cast<std::ptrdiff_t>(begin),
+                                   drawn.keys.begin() + static_cast<std::ptrdiff_t>(drawn.ends[i]),
+                                   [&](Key k) { return k >= *center; }));
+  const Ranks ranks(middle, share, static_cast<double>(n), counts);
+  if (ranks.low < n) {
+    std::nth_element(center, at(ranks.low), keys.end(), std::greater<Key>());
+    bracket.low = std::max(bracket.low, *at(ranks.low));
+  }
+  if (ranks.high >= 0) {
+    std::nth_element(keys.begin(), at(ranks.high), center, std::greater<Key>());
+    bracket.high = std::min(bracket.high, *at(ranks.high));
+  }
+  return bracket.low <= bracket.high;
 }
 
 template <class T>
@@ -85,30 +182,18 @@ class Engine {
   }
 
   void keep_top(std::int64_t count) {
+    found_.resize(chunks_.size());
+    kept_.assign(chunks_.size(), 0);
     if (count == 0) return mark(highest, highest, 0);
     if (size_ <= small_size) return mark(highest, lowest, count);
-    std::int64_t rank = count;  // of the last key to keep, among those that match `prefix`
-    Unsigned prefix = 0;
-    for (int shift = static_cast<int>(sizeof(Key)) * 8 - 16;; shift -= 16) {
-      const std::vector<std::uint64_t> bins = histogram(shift, prefix);
-      std::size_t bin = bins.size() - 1;
-      for (; static_cast<std::uint64_t>(rank) > bins[bin]; --bin) rank -= static_cast<std::int64_t>(bins[bin]);
-      prefix = static_cast<Unsigned>(prefix << 16 | static_cast<Unsigned>(bin));
-      if (shift == 0) return mark_ties(signed_key(prefix), rank);
-      if (bins[bin] <= static_cast<std::uint64_t>(small_size + size_ / 64)) {
-        const Unsigned low = static_cast<Unsigned>(prefix << shift),
-                       width = static_cast<Unsigned>(Unsigned{1} << shift);
-        return mark(signed_key(static_cast<Unsigned>(low + width - 1)), std::max(signed_key(low), lowest), rank);
-      }
-    }
+    if (!one_pass(count)) two_passes(count);
   }
 
   void keep_from(double threshold) {
     T t = static_cast<T>(threshold);  // the smallest T that is not below it
     if (static_cast<double>(t) < threshold) t = std::nextafter(t, std::numeric_limits<T>::infinity());
-    Key key[64];
-    kernels<T>().keys(&t, 1, nan_.rank, key);
-    mark(key[0] - 1, highest, 0);
+    kept_.assign(chunks_.size(), 0);
+    mark(key_of(t) - 1, highest, 0);
   }
 
  private:
@@ -154,58 +239,293 @@ class Engine {
 
   // Keeps all keys above `top` and the best `rank` of those in [bottom, top].
   void mark(Key top, Key bottom, std::int64_t rank) {
-    std::vector<std::int64_t> kept(chunks_.size());
-    std::vector<std::vector<Candidate<Key>>> found(chunks_.size());
     const auto& table = kernels<T>();
+    for (auto& part : found_) part.clear();
     for_key_tiles(
         [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
           std::int64_t open = 0;
-          kept[c] += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
+          kept_[c] += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
           if (rank == 0) return;
-          const std::int64_t base = item.base + row * item.cols() + col;
+          const auto base = position(chunks_[c], row, col);
           for (std::int64_t i = 0; i < open; ++i)
-            if (s.open[i] < n) found[c].push_back({s.keys[s.open[i]], base + s.open[i]});
+            if (s.open[i] < n) found_[c].push_back({s.keys[s.open[i]], base + s.open[i]});
         });
-    add_counts(kept);
-    if (rank == 0) return;
-    std::vector<Candidate<Key>> all;
-    for (auto& part : found) all.insert(all.end(), part.begin(), part.end());
-    const auto before = [](const Candidate<Key>& a, const Candidate<Key>& b) {
-      return a.key > b.key || (a.key == b.key && a.index < b.index);
-    };
-    if (rank < static_cast<std::int64_t>(all.size()))
-      std::nth_element(all.begin(), all.begin() + rank, all.end(), before);
-    for (std::int64_t i = 0; i < rank; ++i) {
-      const std::int64_t index = all[static_cast<std::size_t>(i)].index;
-      Item& item = *(std::upper_bound(items_.begin(), items_.end(), index,
-                                      [](std::int64_t at, const Item& it) { return at < it.base; }) -
-                     1);
+    if (rank > 0) keep_best(rank);
+    add_counts();
+  }
+
+  // --- one pass -----------------------------------------------------------------------------------------------------
+  //
+  // A sample brackets the k-th score. One stream over the inputs then sets the bits above the bracket and collects what
+  // lies in it. The stream's own first part is a far larger sample: after it the bracket is drawn again, much tighter.
+  // A bracket that turns out not to hold the k-th score is noticed by the counts, and false returned.
+
+  bool one_pass(std::int64_t count) {
+    Bracket<T> first;
+    if (!sample(static_cast<double>(count) / static_cast<double>(allowed()), first)) return false;
+    if (first.low == first.high) return mark_ties(first.low, count);
+    std::vector<std::size_t> head, rest;
+    for (std::size_t c = 0; c < chunks_.size(); ++c) (chunks_.size() >= 64 && c % 16 == 8 ? head : rest).push_back(c);
+    std::atomic<std::int64_t> room{small_size + size_ / 32};
+    for (auto& part : found_) part.clear();
+    kept_.assign(chunks_.size(), 0);
+    Bracket<T> last = first;
+    if (!head.empty()) {
+      if (!stream(head, first, room)) return false;
+      if (!has_prior()) last = tighten(head, first, static_cast<double>(count) / static_cast<double>(size_));
+    }
+    if (!stream(rest, last, room)) return false;
+    std::int64_t open = 0, above = 0;
+    for (std::size_t c = 0; c < chunks_.size(); ++c) {
+      above += kept_[c];
+      open += static_cast<std::int64_t>(found_[c].size());
+    }
+    const std::int64_t rank = count - above;
+    if (rank < 0 || rank > open) return false;
+    if (!keep_best(rank, &last)) return false;
+    add_counts();
+    return true;
+  }
+
+  bool has_prior() const {
+    return std::any_of(items_.begin(), items_.end(), [](const Item& item) { return item.prior != nullptr; });
+  }
+  std::int64_t allowed() const {
+    std::int64_t n = 0;
+    for (const Item& item : items_) n += item.allowed();
+    return n;
+  }
+
+  // The bracket of the best `share` of the scores, from short runs at a fixed stride.
+  bool sample(double share, Bracket<T>& bracket) {
+    constexpr std::int64_t runs = 1024;
+    const std::int64_t stride = size_ / runs;
+    Drawn<Key> drawn;
+    for (std::int64_t i = 0; i < runs; ++i) {
+      const std::int64_t index = items_[0].base + i * stride + stride / 2;
+      const Item& item = item_at(index);
       const std::int64_t at = index - item.base;
-      set_bit(item.mask + at / item.cols() * row_bytes(item.cols()), at % item.cols());
-      ++item.nnz;
+      draw_run(item, at / item.cols(), at % item.cols(), nan_.rank, scratch_[0], drawn);
+    }
+    return draw_bracket(drawn, share, bracket);
+  }
+
+  // Streams over the given chunks; false when there is no room for more candidates.
+  bool stream(const std::vector<std::size_t>& which, Bracket<T> bracket, std::atomic<std::int64_t>& room) {
+    const T high = score_of<T>(bracket.high), low = score_of<T>(bracket.low);
+    parallel_for(static_cast<std::int64_t>(which.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
+      const std::size_t c = which[static_cast<std::size_t>(i)];
+      if (room.load(std::memory_order_relaxed) < 0) return;
+      std::int64_t open = 0;
+      for_chunk_stream(c, high, low, s, s.open, [&](std::uint32_t base, const StreamCounts& counts) {
+        const std::size_t before = found_[c].size();
+        found_[c].resize(before + static_cast<std::size_t>(counts.open));
+        Candidate<Key>* to = found_[c].data() + before;
+        kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
+        for (std::int64_t j = 0; j < counts.open; ++j) to[j] = {s.keys[j], base + s.open[j]};
+        open += counts.open;
+      });
+      room.fetch_sub(open, std::memory_order_relaxed);
+    });
+    return room.load() >= 0;
+  }
+
+  // Runs the stream kernel over a chunk, adds to kept_[c], notices NaN; f(position of the tile in the chunk, counts).
+  template <class F>
+  void for_chunk_stream(std::size_t c, T high, T low, Scratch<T>& s, std::uint32_t* open, F&& f) {
+    const Chunk& chunk = chunks_[c];
+    const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
+    for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+      const TileInputs<T> in = inputs_of(item, row, col, n, s);
+      const std::int64_t byte = item.byte(row, col);
+      StreamCounts counts{};
+      kept_[c] += kernels<T>().stream[static_cast<int>(in.criterion)](
+          in.weights, in.aux, item.prior != nullptr ? item.prior + byte : nullptr, n, high, low,
+          nan_.rank == NanRank::high, item.mask + byte, s.values, open, &counts);
+      if (counts.nan > 0) nan_.seen.store(true, std::memory_order_relaxed);
+      f(position(chunk, row, col), counts);
+    });
+  }
+
+  // The bracket again, from all scores of the chunks that have been streamed.
+  Bracket<T> tighten(const std::vector<std::size_t>& head, Bracket<T> bracket, double share) const {
+    std::vector<Key> keys;
+    std::int64_t above = 0, n = 0;
+    for (const std::size_t c : head) {
+      above += kept_[c];
+      n += chunk_elements(chunks_[c]);
+      for (const auto& candidate : found_[c]) keys.push_back(candidate.key);
+    }
+    const double middle = share * static_cast<double>(n);
+    const std::int64_t rank = static_cast<std::int64_t>(middle) - above, open = static_cast<std::int64_t>(keys.size());
+    if (rank < 0 || rank >= open) return bracket;
+    const auto center = keys.begin() + rank;
+    std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
+    std::vector<std::int64_t> counts;
+    for (const std::size_t c : head)
+      counts.push_back(kept_[c] + std::count_if(found_[c].begin(), found_[c].end(),
+                                                [&](const auto& x) { return x.key >= *center; }));
+    const Ranks ranks(middle, share, static_cast<double>(n), counts);
+    if (ranks.low - above < open) {
+      std::nth_element(center, keys.begin() + (ranks.low - above), keys.end(), std::greater<Key>());
+      bracket.low = keys[static_cast<std::size_t>(ranks.low - above)];
+    }
+    if (ranks.high - above >= 0) {
+      std::nth_element(keys.begin(), keys.begin() + (ranks.high - above), center, std::greater<Key>());
+      bracket.high = keys[static_cast<std::size_t>(ranks.high - above)];
+    }
+    return bracket;
+  }
+
+  // Sets the bits of the best `rank` candidates. With a bracket: false, and nothing set, unless the last of them lies
+  // in it.
+  bool keep_best(std::int64_t rank, const Bracket<T>* bracket = nullptr) {
+    Key low = highest, high = std::numeric_limits<Key>::min();
+    for (const auto& part : found_)
+      for (const auto& candidate : part) {
+        low = std::min(low, candidate.key);
+        high = std::max(high, candidate.key);
+      }
+    if (rank == 0) return bracket == nullptr || high <= bracket->high;
+    // A histogram of the keys' range finds the bin of the last one; only that bin is sorted out in detail.
+    constexpr int bin_bits = 12;
+    const auto span = static_cast<Unsigned>(static_cast<Unsigned>(high) - static_cast<Unsigned>(low));
+    const int shift = std::max(0, static_cast<int>(std::bit_width(span)) - bin_bits);
+    const auto bin_of = [&](Key key) {
+      return static_cast<std::size_t>(static_cast<Unsigned>(static_cast<Unsigned>(key) - static_cast<Unsigned>(low)) >>
+                                      shift);
+    };
+    std::vector<std::int64_t> bins(std::size_t{1} << bin_bits);
+    for (const auto& part : found_)
+      for (const auto& candidate : part) ++bins[bin_of(candidate.key)];
+    std::size_t bin = bins.size() - 1;
+    std::int64_t left = rank;
+    for (; left > bins[bin]; --bin) left -= bins[bin];
+    struct Place {
+      Key key;
+      std::uint32_t at;
+      std::size_t chunk;
+    };
+    std::vector<Place> members;
+    members.reserve(static_cast<std::size_t>(bins[bin]));
+    for (std::size_t c = 0; c < found_.size(); ++c)
+      for (const auto& candidate : found_[c])
+        if (bin_of(candidate.key) == bin) members.push_back({candidate.key, candidate.at, c});
+    const auto before = [](const Place& a, const Place& b) {
+      return a.key != b.key ? a.key > b.key : a.chunk != b.chunk ? a.chunk < b.chunk : a.at < b.at;
+    };
+    const auto last = members.begin() + (left - 1);
+    std::nth_element(members.begin(), last, members.end(), before);
+    const Place limit = *last;
+    if (bracket != nullptr && (limit.key < bracket->low || limit.key > bracket->high)) return false;
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
+      const auto c = static_cast<std::size_t>(i);
+      const Chunk& chunk = chunks_[c];
+      const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
+      const std::int64_t width = chunk.col_end - chunk.col_begin;
+      for (const auto& candidate : found_[c]) {
+        if (before(limit, Place{candidate.key, candidate.at, c})) continue;
+        const std::int64_t row = chunk.row_begin + candidate.at / width, col = chunk.col_begin + candidate.at % width;
+        set_bit(item.mask + row * row_bytes(item.cols()), col);
+        ++kept_[c];
+      }
+    });
+    return true;
+  }
+
+  static std::uint32_t position(const Chunk& chunk, std::int64_t row, std::int64_t col) {
+    return static_cast<std::uint32_t>((row - chunk.row_begin) * (chunk.col_end - chunk.col_begin) + col -
+                                      chunk.col_begin);
+  }
+  static std::int64_t chunk_elements(const Chunk& chunk) {
+    return (chunk.row_end - chunk.row_begin) * (chunk.col_end - chunk.col_begin);
+  }
+  const Item& item_at(std::int64_t index) const {
+    return *(std::upper_bound(items_.begin(), items_.end(), index,
+                              [](std::int64_t at, const Item& item) { return at < item.base; }) -
+             1);
+  }
+
+  // --- the other ways -----------------------------------------------------------------------------------------------
+
+  void two_passes(std::int64_t count) {
+    std::int64_t rank = count;  // of the last key to keep, among those that match `prefix`
+    Unsigned prefix = 0;
+    for (int shift = static_cast<int>(sizeof(Key)) * 8 - 16;; shift -= 16) {
+      const std::vector<std::uint64_t> bins = histogram(shift, prefix);
+      std::size_t bin = bins.size() - 1;
+      for (; static_cast<std::uint64_t>(rank) > bins[bin]; --bin) rank -= static_cast<std::int64_t>(bins[bin]);
+      prefix = static_cast<Unsigned>(prefix << 16 | static_cast<Unsigned>(bin));
+      kept_.assign(chunks_.size(), 0);
+      if (shift == 0) {
+        mark_ties(signed_key(prefix), count);
+        return;
+      }
+      if (bins[bin] <= static_cast<std::uint64_t>(small_size + size_ / 64)) {
+        const auto low = static_cast<Unsigned>(prefix << shift), width = static_cast<Unsigned>(Unsigned{1} << shift);
+        return mark(signed_key(static_cast<Unsigned>(low + width - 1)), std::max(signed_key(low), lowest), rank);
+      }
     }
   }
 
-  // Keeps all keys above `key` and the first `rank` equal to it.
-  void mark_ties(Key key, std::int64_t rank) {
-    std::vector<std::int64_t> quota(chunks_.size()), kept(chunks_.size());
-    const auto& table = kernels<T>();
-    for_key_tiles([&](std::size_t c, const Item&, std::int64_t, std::int64_t, std::int64_t n, Scratch<T>& s) {
-      quota[c] += table.count_equal(s.keys, n, key);
+  // Keeps all keys above `key` and the first of those equal to it; false unless the k-th key is this one.
+  bool mark_ties(Key key, std::int64_t count) {
+    if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) return mark_tied_nan(key, count);
+    std::vector<std::int64_t> equal(chunks_.size());
+    kept_.assign(chunks_.size(), 0);
+    const T score = score_of<T>(key);
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
+      const auto c = static_cast<std::size_t>(i);
+      for_chunk_stream(c, score, score, s, nullptr,
+                       [&](std::uint32_t, const StreamCounts& counts) { equal[c] += counts.open; });
     });
-    for (auto& q : quota) {
-      q = std::min(q, rank);
-      rank -= q;
+    std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
+    if (rank < 0 || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0})) return false;
+    fill_ties(key, equal, rank);
+    add_counts();
+    return true;
+  }
+
+  // Sets the bits of the first `rank` keys equal to `key`; `equal` counts them by chunk.
+  void fill_ties(Key key, const std::vector<std::int64_t>& equal, std::int64_t rank) {
+    std::vector<std::size_t> which;
+    std::vector<std::int64_t> quota(chunks_.size());
+    for (std::size_t c = 0; c < chunks_.size() && rank > 0; ++c) {
+      quota[c] = std::min(equal[c], rank);
+      rank -= quota[c];
+      if (quota[c] > 0) which.push_back(c);
     }
+    parallel_for(static_cast<std::int64_t>(which.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
+      const std::size_t c = which[static_cast<std::size_t>(i)];
+      const Chunk& chunk = chunks_[c];
+      const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
+      kept_[c] = 0;
+      for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+        keys_of(item, row, col, n, nan_, s, s.keys);
+        kept_[c] += kernels<T>().mark_ties(s.keys, n, key, &quota[c], item.mask + item.byte(row, col));
+      });
+    });
+  }
+
+  // The k-th key is a NaN's: counted by keys, which the stream kernel does not make.
+  bool mark_tied_nan(Key key, std::int64_t count) {
+    std::vector<std::int64_t> equal(chunks_.size());
+    for (auto& part : found_) part.clear();
+    kept_.assign(chunks_.size(), 0);
     for_key_tiles(
         [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-          kept[c] += table.mark_ties(s.keys, n, key, &quota[c], item.mask + item.byte(row, col));
+          std::int64_t open = 0;
+          kept_[c] += kernels<T>().mark(s.keys, n, key, key, item.mask + item.byte(row, col), s.open, &open);
+          equal[c] += open;
         });
-    add_counts(kept);
+    fill_ties(key, equal, count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0}));
+    add_counts();
+    return true;
   }
 
-  void add_counts(const std::vector<std::int64_t>& kept) {
-    for (std::size_t c = 0; c < chunks_.size(); ++c) items_[static_cast<std::size_t>(chunks_[c].tensor)].nnz += kept[c];
+  void add_counts() {
+    for (std::size_t c = 0; c < chunks_.size(); ++c)
+      items_[static_cast<std::size_t>(chunks_[c].tensor)].nnz += kept_[c];
   }
 
   std::vector<Item>& items_;
@@ -213,50 +533,126 @@ class Engine {
   std::vector<Chunk> chunks_;
   std::int64_t size_ = 0;
   PerWorker<Scratch<T>> scratch_;
+  std::vector<std::int64_t> kept_;                  // by chunk
+  std::vector<std::vector<Candidate<Key>>> found_;  // by chunk, in order
 };
 
-// The best `count` of every row. A row's keys stay in the cache: memory is read once.
+// The best `count` of every row, one row after the other in the cache: memory is read once.
 template <class T>
-void top_of_rows(Item& item, std::int64_t count, NanRule nan) {
+class Rows {
+ public:
   using Key = typename KeyOf<T>::type;
-  struct RowScratch : Scratch<T> {
-    std::vector<Key> keys, sorted;
-  };
-  item.nnz = count * item.rows();
-  if (item.cols() > long_row) {
-    for (std::int64_t r = 0; r < item.rows(); ++r) {
-      std::vector<Item> row{item};
-      row[0].source.weights = item.source.weights.row(r);
-      if (item.source.aux.rows() > 1) row[0].source.aux = item.source.aux.row(r);
-      row[0].source.first_index += r * item.cols();
-      row[0].base += r * item.cols();
-      row[0].mask += item.byte(r, 0);
-      if (item.prior != nullptr) row[0].prior += item.byte(r, 0);
-      Engine<T>(row, nan).keep_top(count);
+
+  Rows(Item& item, std::int64_t count, NanRule nan) : item_(item), count_(count), nan_(nan) {}
+
+  void run() {
+    item_.nnz = count_ * item_.rows();
+    if (item_.cols() > long_row) {
+      for (std::int64_t r = 0; r < item_.rows(); ++r) as_tensor(r);
+      return;
     }
-    return;
-  }
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, item.cols()));
-  PerWorker<RowScratch> scratch;
-  parallel_for((item.rows() + step - 1) / step, scratch, [&](std::int64_t c, RowScratch& s) {
-    const auto cols = static_cast<std::size_t>(item.cols());
-    s.keys.resize(cols + 64);
-    for (std::int64_t row = c * step; row < std::min(item.rows(), (c + 1) * step); ++row) {
-      for (std::int64_t col = 0; col < item.cols(); col += tile_size)
-        keys_of(item, row, col, std::min(tile_size, item.cols() - col), nan, s, s.keys.data() + col);
-      std::uint8_t* bits = item.mask + item.byte(row, 0);
-      Key threshold = std::numeric_limits<Key>::max();
-      std::int64_t quota = 0;
-      if (count > 0) {
-        s.sorted.assign(s.keys.begin(), s.keys.begin() + static_cast<std::ptrdiff_t>(cols));
-        std::nth_element(s.sorted.begin(), s.sorted.begin() + (count - 1), s.sorted.end(), std::greater<Key>());
-        threshold = s.sorted[static_cast<std::size_t>(count - 1)];
-        quota = std::count(s.sorted.begin(), s.sorted.begin() + count, threshold);
+    const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, item_.cols()));
+    PerWorker<RowScratch> scratch;
+    parallel_for((item_.rows() + step - 1) / step, scratch, [&](std::int64_t c, RowScratch& s) {
+      s.keys_of_row.resize(static_cast<std::size_t>(item_.cols() + 64));
+      for (std::int64_t row = c * step; row < std::min(item_.rows(), (c + 1) * step); ++row) {
+        // The bracket of the row before usually holds; else a sample of this one gives it; else all keys are sorted
+        // out.
+        const bool worth_it = item_.cols() >= 1024 && count_ > 0;
+        if (worth_it && s.known && try_bracket(row, s)) continue;
+        if (worth_it && draw(row, s) && try_bracket(row, s)) continue;
+        s.known = false;
+        by_keys(row, s);
       }
-      kernels<T>().mark_ties(s.keys.data(), item.cols(), threshold, &quota, bits);
+    });
+  }
+
+ private:
+  struct RowScratch : Scratch<T> {
+    std::vector<Key> keys_of_row, sorted;
+    std::vector<Candidate<Key>> found;
+    bool known = false;
+    T low, high;
+  };
+
+  std::uint8_t* mask(std::int64_t row) const { return item_.mask + item_.byte(row, 0); }
+
+  bool draw(std::int64_t row, RowScratch& s) {
+    constexpr std::int64_t runs = 32;
+    Drawn<Key> drawn;
+    for (std::int64_t i = 0; i < runs; ++i)
+      draw_run(item_, row, (2 * i + 1) * item_.cols() / (2 * runs), nan_.rank, s, drawn);
+    Bracket<T> bracket;
+    if (!draw_bracket(drawn, static_cast<double>(count_) / static_cast<double>(item_.cols()), bracket)) return false;
+    s.low = score_of<T>(bracket.low);
+    s.high = score_of<T>(bracket.high);
+    return true;
+  }
+
+  bool try_bracket(std::int64_t row, RowScratch& s) {
+    s.found.clear();
+    std::int64_t kept = 0;
+    for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
+      const std::int64_t n = std::min(tile_size, item_.cols() - col), byte = item_.byte(row, col);
+      const TileInputs<T> in = inputs_of<T>(item_, row, col, n, s);
+      StreamCounts counts{};
+      kept += kernels<T>().stream[static_cast<int>(in.criterion)](
+          in.weights, in.aux, item_.prior != nullptr ? item_.prior + byte : nullptr, n, s.high, s.low,
+          nan_.rank == NanRank::high, item_.mask + byte, s.values, s.open, &counts);
+      if (counts.nan > 0) nan_.seen.store(true, std::memory_order_relaxed);
+      kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
+      for (std::int64_t j = 0; j < counts.open; ++j)
+        s.found.push_back({s.keys[j], static_cast<std::uint32_t>(col + s.open[j])});
     }
-  });
-}
+    const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.found.size());
+    if (rank < 0 || rank > found) return false;
+    if (rank > 0) {
+      std::nth_element(s.found.begin(), s.found.begin() + (rank - 1), s.found.end(),
+                       [](const auto& a, const auto& b) { return a.key != b.key ? a.key > b.key : a.at < b.at; });
+      for (std::int64_t i = 0; i < rank; ++i) set_bit(mask(row), s.found[static_cast<std::size_t>(i)].at);
+      aim(score_of<T>(s.found[static_cast<std::size_t>(rank - 1)].key), found, s);
+    }
+    return true;
+  }
+
+  // The next row's bracket: around this row's threshold, narrower where many candidates were met.
+  void aim(T threshold, std::int64_t found, RowScratch& s) const {
+    const T factor = found > item_.cols() / 8 ? T(0.7) : found < item_.cols() / 24 ? T(1.4) : T(1);
+    const T half = (s.high - s.low) / 2 * factor;
+    s.low = threshold - half;
+    s.high = threshold + half;
+    s.known = half > T{0} && half < std::numeric_limits<T>::max();
+  }
+
+  void by_keys(std::int64_t row, RowScratch& s) {
+    for (std::int64_t col = 0; col < item_.cols(); col += tile_size)
+      keys_of<T>(item_, row, col, std::min(tile_size, item_.cols() - col), nan_, s, s.keys_of_row.data() + col);
+    Key threshold = std::numeric_limits<Key>::max();
+    std::int64_t quota = 0;
+    if (count_ > 0) {
+      s.sorted.assign(s.keys_of_row.begin(), s.keys_of_row.begin() + item_.cols());
+      std::nth_element(s.sorted.begin(), s.sorted.begin() + (count_ - 1), s.sorted.end(), std::greater<Key>());
+      threshold = s.sorted[static_cast<std::size_t>(count_ - 1)];
+      quota = std::count(s.sorted.begin(), s.sorted.begin() + count_, threshold);
+    }
+    kernels<T>().mark_ties(s.keys_of_row.data(), item_.cols(), threshold, &quota, mask(row));
+  }
+
+  void as_tensor(std::int64_t r) {
+    std::vector<Item> row{item_};
+    row[0].source.weights = item_.source.weights.row(r);
+    if (item_.source.aux.rows() > 1) row[0].source.aux = item_.source.aux.row(r);
+    row[0].source.first_index += r * item_.cols();
+    row[0].base += r * item_.cols();
+    row[0].mask = mask(r);
+    if (item_.prior != nullptr) row[0].prior += item_.byte(r, 0);
+    Engine<T>(row, nan_).keep_top(count_);
+  }
+
+  Item& item_;
+  const std::int64_t count_;
+  NanRule nan_;
+};
 
 template <class T>
 void n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRule nan) {
@@ -292,7 +688,7 @@ void keep_from(std::vector<Item>& items, double threshold, NanRule nan) {
 }
 
 void keep_top_of_rows(Item& item, std::int64_t count, NanRule nan) {
-  dispatch(item.source.dtype(), [&](auto zero) { top_of_rows<decltype(zero)>(item, count, nan); });
+  dispatch(item.source.dtype(), [&](auto zero) { Rows<decltype(zero)>(item, count, nan).run(); });
 }
 
 void keep_n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRule nan) {

@@ -2,7 +2,7 @@
 // 256-bit vectors: AVX2, FMA, BMI2. The vocabulary of every simd/*.hpp:
 //   Simd<T>::V        the vector of T; V::lanes, V::Scalar, V::Key (the integer of the same width)
 //   Load Set Store Add Mul MulAdd Abs ReduceSum      as in Highway; unaligned addresses are fine
-//   IsNaN NonZero Greater Equal                      a bit per lane, lane 0 lowest
+//   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
 #pragma once
@@ -87,6 +87,18 @@ inline unsigned NonZero(VF32 a) {
 }
 inline unsigned NonZero(VF64 a) {
   return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, _mm256_setzero_pd(), _CMP_NEQ_UQ)));
+}
+inline unsigned Greater(VF32 a, VF32 b) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)));
+}
+inline unsigned Greater(VF64 a, VF64 b) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ)));
+}
+inline unsigned Less(VF32 a, VF32 b) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)));
+}
+inline unsigned Less(VF64 a, VF64 b) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)));
 }
 inline KI32 OrderKey(VF32 a) {
   const __m256i bits = _mm256_castps_si256(a.v);

@@ -75,6 +75,10 @@ inline unsigned IsNaN(VF32 a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q
 inline unsigned IsNaN(VF64 a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q); }
 inline unsigned NonZero(VF32 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 inline unsigned NonZero(VF64 a) { return _mm512_cmp_pd_mask(a.v, _mm512_setzero_pd(), _CMP_NEQ_UQ); }
+inline unsigned Greater(VF32 a, VF32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+inline unsigned Greater(VF64 a, VF64 b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ); }
+inline unsigned Less(VF32 a, VF32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline unsigned Less(VF64 a, VF64 b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ); }
 inline KI32 OrderKey(VF32 a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   return {_mm512_xor_si512(bits, _mm512_srli_epi32(_mm512_srai_epi32(bits, 31), 1))};

@@ -74,6 +74,14 @@ inline unsigned NonZero(Lane<T, K, U> a) {
   return a.v != T{0};
 }
 template <class T, class K, class U>
+inline unsigned Greater(Lane<T, K, U> a, Lane<T, K, U> b) {
+  return a.v > b.v;
+}
+template <class T, class K, class U>
+inline unsigned Less(Lane<T, K, U> a, Lane<T, K, U> b) {
+  return a.v < b.v;
+}
+template <class T, class K, class U>
 inline KeyLane<K> OrderKey(Lane<T, K, U> a) {
   K bits;
   std::memcpy(&bits, &a.v, sizeof bits);
