@@ -194,11 +194,23 @@ class Engine {
     if (!one_pass(count)) two_passes(count);
   }
 
+  // The key of the count-th best, count >= 1.
+  Key find_kth(std::int64_t count) {
+    needs_key_ = true;
+    keep_top(count);
+    return last_key_;
+  }
+
   void keep_from(double threshold) {
     T t = static_cast<T>(threshold);  // the smallest T that is not below it
     if (static_cast<double>(t) < threshold) t = std::nextafter(t, std::numeric_limits<T>::infinity());
     kept_.assign(chunks_.size(), 0);
-    mark(key_of(t) - 1, highest, 0);
+    if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
+    const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t c, Scratch<T>& s) {
+      for_chunk_stream(static_cast<std::size_t>(c), below, t, s, nullptr, [](std::uint32_t, const StreamCounts&) {});
+    });
+    add_counts();
   }
 
  private:
@@ -288,7 +300,7 @@ class Engine {
       open += static_cast<std::int64_t>(found_[c].size());
     }
     const std::int64_t rank = count - above;
-    if (rank < 0 || rank > open) return false;
+    if (rank < (needs_key_ ? 1 : 0) || rank > open) return false;
     if (!keep_best(rank, &last)) return false;
     add_counts();
     return true;
@@ -429,6 +441,7 @@ class Engine {
     const auto last = members.begin() + (left - 1);
     std::nth_element(members.begin(), last, members.end(), before);
     const Place limit = *last;
+    last_key_ = limit.key;
     if (bracket != nullptr && (limit.key < bracket->low || limit.key > bracket->high)) return false;
     parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
@@ -485,6 +498,7 @@ class Engine {
     if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) return mark_tied_nan(key, count);
     std::vector<std::int64_t> equal(chunks_.size());
     kept_.assign(chunks_.size(), 0);
+    last_key_ = key;
     const T score = score_of<T>(key);
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const auto c = static_cast<std::size_t>(i);
@@ -492,7 +506,8 @@ class Engine {
                        [&](std::uint32_t, const StreamCounts& counts) { equal[c] += counts.open; });
     });
     std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
-    if (rank < 0 || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0})) return false;
+    if (rank < (needs_key_ ? 1 : 0) || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0}))
+      return false;
     fill_ties(key, equal, rank);
     add_counts();
     return true;
@@ -545,6 +560,8 @@ class Engine {
   std::vector<Chunk> chunks_;
   std::int64_t size_ = 0;
   PerWorker<Scratch<T>> scratch_;
+  Key last_key_ = 0;  // of the last one kept
+  bool needs_key_ = false;
   std::vector<std::int64_t> kept_;                  // by chunk
   std::vector<std::vector<Candidate<Key>>> found_;  // by chunk, in order
 };
@@ -693,6 +710,20 @@ void as_widest(const std::vector<Item>& items, F&& f) {
 
 void keep_top(std::vector<Item>& items, std::int64_t count, NanRule nan) {
   as_widest(items, [&](auto zero) { Engine<decltype(zero)>(items, nan).keep_top(count); });
+}
+
+double kth_score(Item item, std::int64_t count) {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(item.rows() * row_bytes(item.cols())));
+  item.mask = mask.data();
+  std::vector<Item> items{item};
+  std::atomic<bool> ignored{false};
+  double score = 0;
+  as_widest(items, [&](auto zero) {
+    using T = decltype(zero);
+    Engine<T> engine(items, NanRule{NanRank::low, ignored});
+    score = static_cast<double>(score_of<T>(engine.find_kth(count)));
+  });
+  return score;
 }
 
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan) {
