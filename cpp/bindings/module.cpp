@@ -159,20 +159,6 @@ void bind_nonzero_mask(const std::string& function, const py::array& weights, co
   nonzero_mask(w, bits);
 }
 
-void bind_pack(const py::array& bytes, std::int64_t rows, std::int64_t cols, const py::array& mask) {
-  const std::uint8_t* from = buffer<std::uint8_t>("bytes", bytes, rows * cols, false);
-  std::uint8_t* to = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), true);
-  py::gil_scoped_release release;
-  pack_bits(from, rows, cols, to);
-}
-
-void bind_unpack(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& bytes) {
-  const std::uint8_t* from = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
-  std::uint8_t* to = buffer<std::uint8_t>("bytes", bytes, rows * cols, true);
-  py::gil_scoped_release release;
-  unpack_bits(from, rows, cols, to);
-}
-
 std::int64_t bind_count(const py::array& mask, std::int64_t rows, std::int64_t cols) {
   return count_mask(buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false), rows, cols);
 }
@@ -414,8 +400,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   m.def("apply_mask", &bind_apply_mask);
   m.def("adjust", &bind_adjust);
   m.def("nonzero_mask", &bind_nonzero_mask);
-  m.def("pack_bits", &bind_pack);
-  m.def("unpack_bits", &bind_unpack);
   m.def("count_bits", &bind_count);
   m.def("padding_is_zero", &bind_padding_is_zero);
   m.def("mask_indices", &bind_indices);

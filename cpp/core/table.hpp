@@ -33,6 +33,12 @@ struct KeyOf<double> {
 };
 
 template <class T>
+struct Extent {
+  T low, high;  // of the numbers among them; +inf, -inf when there are none
+  bool has_nan;
+};
+
+template <class T>
 struct TypedKernels {
   using Key = typename KeyOf<T>::type;
   using i64 = std::int64_t;
@@ -40,6 +46,7 @@ struct TypedKernels {
   // score.inl.hpp: out[i] = criterion(w[i], aux[i])
   void (*score[static_cast<int>(Criterion::count)])(const T* w, const T* aux, T* out, i64 n);
   void (*score_random)(std::uint64_t seed, std::uint64_t first_index, T* out, i64 n);
+  void (*add_scores)(const T* scores, double* sums, i64 n);
   void (*add_lanes)(const T* scores, i64 n, double* lane);
 
   // select.inl.hpp
@@ -57,6 +64,7 @@ struct TypedKernels {
   void (*apply)(const T* w, const std::uint8_t* bits, T* out, i64 n);
   void (*nonzero)(const T* w, std::uint8_t* bits, i64 n);
   i64 (*compress)(const T* w, const std::uint8_t* bits, i64 n, T* values);  // -> how many were kept
+  Extent<T> (*extent)(const T* x, i64 n);
   void (*adjust_sign)(const T* w, const T* scores, T rate, T* out, i64 n);
   void (*adjust_scale)(const T* w, const T* scores, T rate, T center, T spread, T* out, i64 n);
   void (*add_squares)(const T* x, double* sums, i64 n);

@@ -37,6 +37,7 @@ constexpr TypedKernels<T> make_table() {
   t.score[static_cast<int>(Criterion::taylor)] = &score<Taylor, T>;
   t.score[static_cast<int>(Criterion::wanda)] = &score<Wanda, T>;
   t.score_random = &score_random<T>;
+  t.add_scores = &add_scores<T>;
   t.add_lanes = &add_lanes<T>;
   t.keys = &keys<T>;
   t.exclude = &exclude<Key>;
@@ -52,6 +53,7 @@ constexpr TypedKernels<T> make_table() {
   t.apply = &apply<T>;
   t.nonzero = &nonzero<T>;
   t.compress = &compress<T>;
+  t.extent = &extent<T>;
   t.adjust_sign = &adjust_sign<T>;
   t.adjust_scale = &adjust_scale<T>;
   t.add_squares = &add_squares<T>;

@@ -32,6 +32,13 @@ void score_random(std::uint64_t seed, std::uint64_t first_index, T* out, std::in
   }
 }
 
+// sums[i] += scores[i]: units of one column.
+template <class T>
+void add_scores(const T* scores, double* sums, std::int64_t n) {
+  GOSSAMER_INDEPENDENT
+  for (std::int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(scores[i]);
+}
+
 // Adds a run of scores to 8 lanes, element j to lane j mod 8: the one order in which structured units are summed.
 template <class T>
 void add_lanes(const T* scores, std::int64_t n, double* lane) {

@@ -189,18 +189,27 @@ std::int64_t mark_ties(const typename KeyOf<T>::type* key, std::int64_t n, typen
   return kept;
 }
 
-// Keeps `keep` of every `of` consecutive keys: those that fewer than `keep` others of the window come before.
+// Keeps `keep` of every `of` consecutive keys: those that fewer than `keep` others of the window come before. Windows
+// are turned on their side, 64 at a time, so that the comparisons run over vectors of windows.
 template <class Key>
 std::int64_t keep_n_of_m(const Key* key, std::int64_t n, int keep, int of, std::uint8_t* bits) {
+  constexpr int batch = 64;
+  Key turned[32][batch] = {};
   for (std::int64_t b = 0; b < (n + 7) / 8; ++b) bits[b] = 0;
-  for (std::int64_t first = 0; first < n; first += of) {
-    const Key* window = key + first;
+  for (std::int64_t first = 0; first < n; first += static_cast<std::int64_t>(batch) * of) {
+    const std::int64_t left = (n - first) / of;
+    const int windows = left < batch ? static_cast<int>(left) : batch;
+    for (int i = 0; i < of; ++i)
+      for (int w = 0; w < windows; ++w) turned[i][w] = key[first + static_cast<std::int64_t>(w) * of + i];
     for (int i = 0; i < of; ++i) {
-      int before = 0;
-      for (int j = 0; j < i; ++j) before += window[j] >= window[i];
-      for (int j = i + 1; j < of; ++j) before += window[j] > window[i];
-      const std::int64_t at = first + i;
-      bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | ((before < keep) << (at % 8)));
+      Key before[batch] = {};
+      for (int j = 0; j < i; ++j)
+        for (int w = 0; w < batch; ++w) before[w] += turned[j][w] >= turned[i][w];
+      for (int j = i + 1; j < of; ++j)
+        for (int w = 0; w < batch; ++w) before[w] += turned[j][w] > turned[i][w];
+      std::int64_t at = first + i;
+      for (int w = 0; w < windows; ++w, at += of)
+        bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | ((before[w] < keep) << (at % 8)));
     }
   }
   return n / of * keep;

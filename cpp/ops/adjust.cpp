@@ -10,6 +10,7 @@
 #include "core/dispatch.hpp"
 #include "core/parallel.hpp"
 #include "ops/score.hpp"
+#include "ops/topk.hpp"
 
 namespace gossamer {
 namespace {
@@ -31,45 +32,42 @@ void for_all(const Array& array, PerWorker<Tile<T>>& scratch, F&& f) {
   });
 }
 
-// Refuses NaN and, for "scale", finds the median (which needs all scores at once) and the spread.
+// Refuses NaN and, for "scale", finds the lower median and the spread.
 template <class T>
 void measure(const char* function, AdjustTensor& tensor, bool scale) {
   const Array& scores = tensor.scores;
-  std::vector<T> sorted(scale ? static_cast<std::size_t>(scores.size()) : 0);
   constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   std::atomic<std::int64_t> first_nan{none};
   PerWorker<Tile<T>> scratch;
   for_all(scores, scratch, [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
     const T* s = scores.load(row, col, n, t.s);
-    const T* nan = std::find_if(s, s + n, [](T x) { return x != x; });
-    if (nan != s + n) {
-      const std::int64_t index = row * scores.cols() + col + (nan - s);
-      for (std::int64_t seen = first_nan; index < seen && !first_nan.compare_exchange_weak(seen, index);) {
-      }
+    const Extent<T> tile = kernels<T>().extent(s, n);
+    t.low = std::min(t.low, tile.low);
+    t.high = std::max(t.high, tile.high);
+    if (!tile.has_nan) return;
+    const std::int64_t index = row * scores.cols() + col + (std::find_if(s, s + n, [](T x) { return x != x; }) - s);
+    for (std::int64_t seen = first_nan; index < seen && !first_nan.compare_exchange_weak(seen, index);) {
     }
-    if (!scale) return;
-    std::copy(s, s + n, sorted.begin() + row * scores.cols() + col);
-    const auto [low, high] = std::minmax_element(s, s + n);
-    t.low = std::min(t.low, *low);
-    t.high = std::max(t.high, *high);
   });
   const std::string where = tensor.name.empty() ? "" : format(" in '%.80s'", tensor.name.c_str());
   if (first_nan != none)
     value_error(format("%s: scores must not be NaN, got NaN%s at flat index %lld", function, where.c_str(),
                        static_cast<long long>(first_nan.load())));
-  if (sorted.empty()) return;
+  if (!scale || scores.empty()) return;
   T low = std::numeric_limits<T>::infinity(), high = -low;
   scratch.for_each([&](Tile<T>& t) {
     low = std::min(low, t.low);
     high = std::max(high, t.high);
   });
-  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>((sorted.size() - 1) / 2);
-  std::nth_element(sorted.begin(), middle, sorted.end());
-  const T spread = std::max(*middle - low, high - *middle);
+  ScoreSource source;
+  source.weights = scores;
+  const auto center =
+      static_cast<T>(kth_score(Item{source.flattened(), nullptr, nullptr, 0}, scores.size() - (scores.size() - 1) / 2));
+  const T spread = std::max(center - low, high - center);
   if (!std::isfinite(low) || !std::isfinite(high) || !std::isfinite(spread))
     value_error(format("%s: scores must be finite, and their range too, for rule 'scale', got %s to %s%s", function,
                        text(low).c_str(), text(high).c_str(), where.c_str()));
-  tensor.center = static_cast<double>(*middle);
+  tensor.center = static_cast<double>(center);
   tensor.spread = static_cast<double>(spread);
 }
 

@@ -62,25 +62,6 @@ void nonzero_mask(const Array& weights_, std::uint8_t* mask) {
   });
 }
 
-void pack_bits(const std::uint8_t* bytes, std::int64_t rows, std::int64_t cols, std::uint8_t* mask) {
-  for_rows(rows, cols, [&](std::int64_t row) {
-    const std::uint8_t* from = bytes + row * cols;
-    std::uint8_t* to = mask + row * row_bytes(cols);
-    for (std::int64_t c = 0; c < cols; c += 8) {
-      unsigned byte = 0;
-      for (std::int64_t j = 0; j < std::min<std::int64_t>(8, cols - c); ++j) byte |= unsigned{from[c + j] != 0} << j;
-      to[c / 8] = static_cast<std::uint8_t>(byte);
-    }
-  });
-}
-
-void unpack_bits(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols, std::uint8_t* bytes) {
-  for_rows(rows, cols, [&](std::int64_t row) {
-    const std::uint8_t* from = mask + row * row_bytes(cols);
-    for (std::int64_t c = 0; c < cols; ++c) bytes[row * cols + c] = bit(from, c);
-  });
-}
-
 std::int64_t count_mask(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols) {
   return count_bits(mask, rows * row_bytes(cols));
 }

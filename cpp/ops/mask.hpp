@@ -11,8 +11,6 @@ void apply_mask(const Array& weights, const std::uint8_t* mask, const Array& out
 // Bits of the elements that are not zero (NaN is not).
 void nonzero_mask(const Array& weights, std::uint8_t* mask);
 
-void pack_bits(const std::uint8_t* bytes, std::int64_t rows, std::int64_t cols, std::uint8_t* mask);
-void unpack_bits(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols, std::uint8_t* bytes);
 std::int64_t count_mask(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols);
 // Flat indices of the kept elements, ascending: count_mask() of them.
 void mask_indices(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols, std::int64_t* indices);

@@ -84,12 +84,11 @@ void score(const ScoreSource& source_, const Array& out_) {
     parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, ScoreScratch<T>& s) {
       for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
                 [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-                  const T* scores = score_tile(source, row, col, n, s);
-                  if (T* direct = out.direct<T>(row, col)) {
-                    std::memmove(direct, scores, static_cast<std::size_t>(n) * sizeof(T));
-                  } else {
-                    out.store(row, col, n, scores);
-                  }
+                  const TileInputs<T> in = tile_inputs(source, row, col, n, s);
+                  T* direct = out.direct<T>(row, col);
+                  T* to = direct != nullptr ? direct : s.scores;
+                  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, to, n);
+                  if (direct == nullptr) out.store(row, col, n, to);
                 });
     });
   });

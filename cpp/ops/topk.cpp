@@ -105,20 +105,25 @@ struct Bracket {
   Key high = key_of(std::numeric_limits<T>::infinity());
 };
 
-// Ranks of a bracket around rank `middle` of n sorted keys, 4 standard deviations to each side. `counts` says how many
-// of the best lie in each part that the keys were drawn in: sorted or blocked data deviate there, and widen the
-// bracket.
+// Ranks of a bracket around rank `middle`, 4 standard deviations to each side.
 struct Ranks {
   std::int64_t high, low;
-  Ranks(double middle, double share, double n, const std::vector<std::int64_t>& counts) {
-    double mean = 0, squares = 0;
-    for (const std::int64_t c : counts) mean += static_cast<double>(c) / static_cast<double>(counts.size());
-    for (const std::int64_t c : counts) squares += (static_cast<double>(c) - mean) * (static_cast<double>(c) - mean);
-    const double width = 4 * std::sqrt(std::max(n * share * (1 - share), squares)) + 2;
-    high = static_cast<std::int64_t>(std::floor(middle - width));
-    low = static_cast<std::int64_t>(std::ceil(middle + width));
-  }
+  Ranks(double middle, double variance)
+      : high(static_cast<std::int64_t>(std::floor(middle - 4 * std::sqrt(variance) - 2))),
+        low(static_cast<std::int64_t>(std::ceil(middle + 4 * std::sqrt(variance) + 2))) {}
 };
+
+// Variance of the sum of counts from parts at a fixed stride, by the squared differences of neighbours: right for
+// random data, wide for blocked data, and narrow for sorted data, where a fixed stride is the best sample there is
+// (Wolter 1984, J. Am. Stat. Assoc. 79: the estimator v2 of systematic sampling).
+double systematic_variance(const std::vector<std::int64_t>& counts) {
+  double squares = 0;
+  for (std::size_t i = 1; i < counts.size(); ++i) {
+    const auto d = static_cast<double>(counts[i] - counts[i - 1]);
+    squares += d * d / 2;
+  }
+  return squares;
+}
 
 // A sample: runs of up to 16 neighbours, and where each run ends.
 template <class Key>
@@ -153,7 +158,7 @@ bool draw_bracket(Drawn<Key>& drawn, double share, Bracket<T>& bracket) {
     counts.push_back(std::count_if(drawn.keys.begin() + static_cast<std::ptrdiff_t>(begin),
                                    drawn.keys.begin() + static_cast<std::ptrdiff_t>(drawn.ends[i]),
                                    [&](Key k) { return k >= *center; }));
-  const Ranks ranks(middle, share, static_cast<double>(n), counts);
+  const Ranks ranks(middle, systematic_variance(counts));
   if (ranks.low < n) {
     std::nth_element(center, at(ranks.low), keys.end(), std::greater<Key>());
     bracket.low = std::max(bracket.low, *at(ranks.low));
@@ -189,11 +194,23 @@ class Engine {
     if (!one_pass(count)) two_passes(count);
   }
 
+  // The key of the count-th best, count >= 1.
+  Key find_kth(std::int64_t count) {
+    needs_key_ = true;
+    keep_top(count);
+    return last_key_;
+  }
+
   void keep_from(double threshold) {
     T t = static_cast<T>(threshold);  // the smallest T that is not below it
     if (static_cast<double>(t) < threshold) t = std::nextafter(t, std::numeric_limits<T>::infinity());
     kept_.assign(chunks_.size(), 0);
-    mark(key_of(t) - 1, highest, 0);
+    if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
+    const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t c, Scratch<T>& s) {
+      for_chunk_stream(static_cast<std::size_t>(c), below, t, s, nullptr, [](std::uint32_t, const StreamCounts&) {});
+    });
+    add_counts();
   }
 
  private:
@@ -262,8 +279,10 @@ class Engine {
 
   bool one_pass(std::int64_t count) {
     Bracket<T> first;
-    if (!sample(static_cast<double>(count) / static_cast<double>(allowed()), first)) return false;
+    bool crowded = false;
+    if (!sample(static_cast<double>(count) / static_cast<double>(allowed()), first, crowded)) return false;
     if (first.low == first.high) return mark_ties(first.low, count);
+    if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
     std::vector<std::size_t> head, rest;
     for (std::size_t c = 0; c < chunks_.size(); ++c) (chunks_.size() >= 64 && c % 16 == 8 ? head : rest).push_back(c);
     std::atomic<std::int64_t> room{small_size + size_ / 32};
@@ -281,7 +300,7 @@ class Engine {
       open += static_cast<std::int64_t>(found_[c].size());
     }
     const std::int64_t rank = count - above;
-    if (rank < 0 || rank > open) return false;
+    if (rank < (needs_key_ ? 1 : 0) || rank > open) return false;
     if (!keep_best(rank, &last)) return false;
     add_counts();
     return true;
@@ -296,8 +315,9 @@ class Engine {
     return n;
   }
 
-  // The bracket of the best `share` of the scores, from short runs at a fixed stride.
-  bool sample(double share, Bracket<T>& bracket) {
+  // The bracket of the best `share` of the scores, from short runs at a fixed stride. `crowded`: so many scores equal
+  // one of its ends that the k-th is probably one of them, and a list of candidates would be too long.
+  bool sample(double share, Bracket<T>& bracket, bool& crowded) {
     constexpr std::int64_t runs = 1024;
     const std::int64_t stride = size_ / runs;
     Drawn<Key> drawn;
@@ -307,7 +327,11 @@ class Engine {
       const std::int64_t at = index - item.base;
       draw_run(item, at / item.cols(), at % item.cols(), nan_.rank, scratch_[0], drawn);
     }
-    return draw_bracket(drawn, share, bracket);
+    if (!draw_bracket(drawn, share, bracket)) return false;
+    const auto tied = std::count_if(drawn.keys.begin(), drawn.keys.end(),
+                                    [&](Key k) { return k == bracket.low || k == bracket.high; });
+    crowded = tied > static_cast<std::ptrdiff_t>(drawn.keys.size() / 16);
+    return true;
   }
 
   // Streams over the given chunks; false when there is no room for more candidates.
@@ -365,7 +389,7 @@ class Engine {
     for (const std::size_t c : head)
       counts.push_back(kept_[c] + std::count_if(found_[c].begin(), found_[c].end(),
                                                 [&](const auto& x) { return x.key >= *center; }));
-    const Ranks ranks(middle, share, static_cast<double>(n), counts);
+    const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
     if (ranks.low - above < open) {
       std::nth_element(center, keys.begin() + (ranks.low - above), keys.end(), std::greater<Key>());
       bracket.low = keys[static_cast<std::size_t>(ranks.low - above)];
@@ -417,6 +441,7 @@ class Engine {
     const auto last = members.begin() + (left - 1);
     std::nth_element(members.begin(), last, members.end(), before);
     const Place limit = *last;
+    last_key_ = limit.key;
     if (bracket != nullptr && (limit.key < bracket->low || limit.key > bracket->high)) return false;
     parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
@@ -473,6 +498,7 @@ class Engine {
     if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) return mark_tied_nan(key, count);
     std::vector<std::int64_t> equal(chunks_.size());
     kept_.assign(chunks_.size(), 0);
+    last_key_ = key;
     const T score = score_of<T>(key);
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const auto c = static_cast<std::size_t>(i);
@@ -480,7 +506,8 @@ class Engine {
                        [&](std::uint32_t, const StreamCounts& counts) { equal[c] += counts.open; });
     });
     std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
-    if (rank < 0 || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0})) return false;
+    if (rank < (needs_key_ ? 1 : 0) || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0}))
+      return false;
     fill_ties(key, equal, rank);
     add_counts();
     return true;
@@ -533,6 +560,8 @@ class Engine {
   std::vector<Chunk> chunks_;
   std::int64_t size_ = 0;
   PerWorker<Scratch<T>> scratch_;
+  Key last_key_ = 0;  // of the last one kept
+  bool needs_key_ = false;
   std::vector<std::int64_t> kept_;                  // by chunk
   std::vector<std::vector<Candidate<Key>>> found_;  // by chunk, in order
 };
@@ -681,6 +710,20 @@ void as_widest(const std::vector<Item>& items, F&& f) {
 
 void keep_top(std::vector<Item>& items, std::int64_t count, NanRule nan) {
   as_widest(items, [&](auto zero) { Engine<decltype(zero)>(items, nan).keep_top(count); });
+}
+
+double kth_score(Item item, std::int64_t count) {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(item.rows() * row_bytes(item.cols())));
+  item.mask = mask.data();
+  std::vector<Item> items{item};
+  std::atomic<bool> ignored{false};
+  double score = 0;
+  as_widest(items, [&](auto zero) {
+    using T = decltype(zero);
+    Engine<T> engine(items, NanRule{NanRank::low, ignored});
+    score = static_cast<double>(score_of<T>(engine.find_kth(count)));
+  });
+  return score;
 }
 
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan) {

@@ -33,6 +33,8 @@ struct NanRule {
 
 // The best `count` of all items together. count must not exceed what the priors allow.
 void keep_top(std::vector<Item>& items, std::int64_t count, NanRule nan);
+// The count-th highest score, 1 <= count <= size; no NaN. The item's mask is not used.
+double kth_score(Item item, std::int64_t count);
 // Every score >= threshold.
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan);
 // The best `count` of every row.

@@ -39,14 +39,14 @@ void score(const ScoreSource& source, Units& units) {
           continue;
         }
         const T* scores = score_tile(source, row, first * units.width, (last - first) * units.width, s);
+        if (units.width == 1) {
+          table.add_scores(scores, sums, last - first);
+          continue;
+        }
         for (std::int64_t u = 0; u < last - first; ++u) {
-          if (units.width == 1) {
-            sums[u] += static_cast<double>(scores[u]);
-          } else {
-            double lane[8] = {};
-            table.add_lanes(scores + u * units.width, units.width, lane);
-            sums[u] += sum_of_lanes(lane);
-          }
+          double lane[8] = {};
+          table.add_lanes(scores + u * units.width, units.width, lane);
+          sums[u] += sum_of_lanes(lane);
         }
       }
     }
@@ -75,8 +75,12 @@ void expand_units(const Units& units, std::int64_t rows, std::int64_t cols, std:
   parallel_for(units.rows, [&](std::int64_t r) {
     const std::uint8_t* kept = units.mask.data() + r * row_bytes(units.cols);
     std::uint8_t* first = mask + r * units.height * row_bytes(cols);
-    for (std::int64_t c = 0; c < units.cols; ++c)
-      if (bit(kept, c)) set_range(first, c * units.width, (c + 1) * units.width);
+    if (units.width == 1 && units.height > 0) {
+      std::memcpy(first, kept, static_cast<std::size_t>(row_bytes(cols)));
+    } else if (units.height > 0) {
+      for (std::int64_t c = 0; c < units.cols; ++c)
+        if (bit(kept, c)) set_range(first, c * units.width, (c + 1) * units.width);
+    }
     for (std::int64_t row = 1; row < units.height; ++row)
       std::memcpy(first + row * row_bytes(cols), first, static_cast<std::size_t>(row_bytes(cols)));
   });

@@ -84,9 +84,8 @@ class Mask:
         dense = host(b, "Mask.from_dense", "b")
         if dense.dtype != np.bool_:
             raise TypeError(f"Mask.from_dense: b must be bool, got {dense.dtype}")
-        packed = cls._blank(dense.shape)
-        _core.pack_bits(np.ascontiguousarray(dense).view(np.uint8).reshape(-1), *matrix_shape(dense.shape), packed)
-        return cls._own(dense.shape, packed)
+        packed = np.packbits(dense.reshape(matrix_shape(dense.shape)), axis=1, bitorder="little")
+        return cls._own(dense.shape, np.ascontiguousarray(packed))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,8 +123,7 @@ class Mask:
 
     def to_dense(self) -> Host:
         """A bool array of the mask's shape."""
-        dense = np.empty(self.size, np.uint8)
-        _core.unpack_bits(self._packed, self._rows, self._cols, dense)
+        dense = np.unpackbits(self._packed, axis=1, count=self._cols, bitorder="little")
         return dense.view(np.bool_).reshape(self._shape)
 
     def _combine(self, other: object, operation: np.ufunc) -> Any:

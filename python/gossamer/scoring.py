@@ -91,7 +91,7 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
             raise ValueError(
                 f"{function}: stats must be Stats({needs!r}) for method {method!r}, got {stats.kind!r}{place}"
             )
-        values = stats.values
+        values = stats._view
         if needs == "movement":
             same_shape(values, w.shape, function, "stats", name)
             return values

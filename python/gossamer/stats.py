@@ -86,6 +86,11 @@ class Stats:
         self.count = self.count * self._decay + samples
 
     @property
+    def _view(self) -> Host:
+        """``values`` for the core, which only reads them: no copy where there is nothing to compute."""
+        return self._sums if self.kind == "movement" and self._sums is not None else self.values
+
+    @property
     def values(self) -> Host:
         """The statistic so far, float64; see the table."""
         if self._sums is None:
