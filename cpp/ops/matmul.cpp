@@ -5,6 +5,7 @@
 #include "ops/matmul.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -16,6 +17,7 @@
 namespace gossamer {
 namespace {
 
+constexpr std::int64_t pack_rows = 128;           // of a packed tile that are written together
 constexpr std::int64_t block_columns = 256;       // of X that are packed at a time
 constexpr std::int64_t chunk_products = 1 << 14;  // non-zeros a thread claims at a time
 
@@ -65,17 +67,19 @@ class Product {
     const auto row_chunks = static_cast<std::int64_t>(rows.size()) - 1;
     if (a_.cols > std::int64_t{1} << 48) throw std::bad_alloc();
     const Tile largest = cut(0, std::min(n_, block_columns)).back();  // the first block is the largest
-    std::vector<T> packed(static_cast<std::size_t>(largest.offset + a_.cols * table.width[largest.shape]));
+    const T* in_place = n_ == 1 ? column() : nullptr;
+    const auto room = in_place != nullptr ? 0 : largest.offset + a_.cols * table.width[largest.shape];
+    const auto packed = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(room));
     PerWorker<std::vector<T>> scratch;
     for (std::int64_t block = 0; block < n_; block += block_columns) {
       const std::vector<Tile> tiles = cut(block, std::min(n_, block + block_columns));
-      pack(tiles, packed.data());
+      if (in_place == nullptr) pack(tiles, packed.get());
       const auto jobs = row_chunks * static_cast<std::int64_t>(tiles.size());
       parallel_for(jobs, scratch, [&](std::int64_t job, std::vector<T>& y) {
         const Tile& tile = tiles[static_cast<std::size_t>(job / row_chunks)];
         const std::int64_t chunk = job % row_chunks;
-        compute(tile, packed.data(), rows[static_cast<std::size_t>(chunk)], rows[static_cast<std::size_t>(chunk) + 1],
-                y);
+        compute(tile, in_place != nullptr ? in_place : packed.get(), rows[static_cast<std::size_t>(chunk)],
+                rows[static_cast<std::size_t>(chunk) + 1], y);
       });
     }
   }
@@ -86,6 +90,12 @@ class Product {
     int shape;                // index into the table's widths
     std::int64_t offset;      // of the packed tile
   };
+
+  // The only column of X where it lies, if it is contiguous.
+  const T* column() const {
+    if (linear_) return x_.direct<T>(0, 0);
+    return x_.can_transpose() ? x_.transposed().template direct<T>(0, 0) : nullptr;
+  }
 
   // The widest tiles first; what is left over takes the narrowest tile that holds it, padded with zeros.
   std::vector<Tile> cut(std::int64_t begin, std::int64_t end) const {
@@ -104,28 +114,33 @@ class Product {
   }
 
   void pack(const std::vector<Tile>& tiles, T* packed) const {
-    const std::int64_t step = 128;  // rows of a packed tile
+    // About chunk_size elements a job, so that a small X is packed without waking a thread.
+    const std::int64_t step = std::max<std::int64_t>(pack_rows, chunk_size / kernels<T>().width[tiles[0].shape]);
     const std::int64_t parts = (a_.cols + step - 1) / step;
     parallel_for(parts * static_cast<std::int64_t>(tiles.size()), [&](std::int64_t job) {
       const Tile& tile = tiles[static_cast<std::size_t>(job / parts)];
-      const std::int64_t width = kernels<T>().width[tile.shape], n = tile.end - tile.begin;
-      const std::int64_t first = job % parts * step, last = std::min(a_.cols, first + step);
-      T buffer[128];
-      static_assert(sizeof buffer / sizeof *buffer >= step && step >= 64);
-      T* to = packed + tile.offset;
-      if (!linear_) {
-        for (std::int64_t c = first; c < last; ++c) {
-          const T* from = x_.load(c, tile.begin, n, buffer);
-          std::copy(from, from + n, to + c * width);
-          std::fill(to + c * width + n, to + (c + 1) * width, T{0});
-        }
-        return;
-      }
-      for (std::int64_t j = 0; j < width; ++j) {
-        const T* from = j < n ? x_.load(tile.begin + j, first, last - first, buffer) : nullptr;
-        for (std::int64_t c = first; c < last; ++c) to[c * width + j] = from != nullptr ? from[c - first] : T{0};
-      }
+      const std::int64_t end = std::min(a_.cols, (job % parts + 1) * step);
+      for (std::int64_t first = job % parts * step; first < end; first += pack_rows)
+        pack(tile, first, std::min(end, first + pack_rows), packed + tile.offset);
     });
+  }
+
+  // Rows [first, last) of a packed tile, at most pack_rows of them: 16 KiB that stay in the L1 cache.
+  void pack(const Tile& tile, std::int64_t first, std::int64_t last, T* to) const {
+    const std::int64_t width = kernels<T>().width[tile.shape], n = tile.end - tile.begin;
+    T buffer[pack_rows];
+    if (!linear_) {
+      for (std::int64_t c = first; c < last; ++c) {
+        const T* from = x_.load(c, tile.begin, n, buffer);
+        std::copy(from, from + n, to + c * width);
+        std::fill(to + c * width + n, to + (c + 1) * width, T{0});
+      }
+      return;
+    }
+    for (std::int64_t j = 0; j < width; ++j) {
+      const T* from = j < n ? x_.load(tile.begin + j, first, last - first, buffer) : nullptr;
+      for (std::int64_t c = first; c < last; ++c) to[c * width + j] = from != nullptr ? from[c - first] : T{0};
+    }
   }
 
   void compute(const Tile& tile, const T* packed, std::int64_t first, std::int64_t last, std::vector<T>& y) const {

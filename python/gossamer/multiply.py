@@ -135,8 +135,11 @@ def _dense_product(
     w = a._dense
     assert w is not None
     flat = x.reshape(matrix_shape(x.shape))
-    product = np.matmul(flat, w.T) if linear else np.matmul(w, flat)
-    out[...] = product
+    left, right = (flat, w.T) if linear else (w, flat)
+    if out.dtype == np.result_type(left, right):
+        np.matmul(left, right, out=out)
+    else:
+        out[...] = np.matmul(left, right)
     if bias is not None or act != "identity" or residual is not None:
         _core.epilogue(f, linear, bias, act, residual, out)
 

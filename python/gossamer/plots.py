@@ -121,7 +121,7 @@ def accuracy_over_time(report: Report) -> Figure | None:
         if start:
             for axes in (upper, lower):
                 axes.axvline(start, color=GREY, linewidth=1.2, linestyle=":")
-        if ends[-1] - start > 0.18 * steps[-1]:
+        if ends[-1] - start > 0.13 * steps[-1]:
             middle, place = (start + ends[-1]) / 2, upper.get_xaxis_transform()
             upper.text(middle, 0.03, words, color=GREY, fontsize=10.5, ha="center", transform=place)
         start = ends[-1]

@@ -39,7 +39,7 @@ typedef enum gossamer_dtype { GOSSAMER_FLOAT32 = 0, GOSSAMER_FLOAT64 = 1 } gossa
 
 typedef struct gossamer_array {
   void* data;
-  gossamer_dtype dtype;
+  int32_t dtype;          /* a gossamer_dtype; an int32_t, so that a wrong one can be refused */
   int32_t ndim;           /* 0 .. 64; more than two dimensions are read as the matrix [shape[0], rest] */
   const int64_t* shape;   /* ndim entries */
   const int64_t* strides; /* ndim entries, in bytes; NULL means contiguous in C order */
@@ -61,7 +61,7 @@ typedef struct gossamer_csr {
   const int64_t* indptr;
   const void* indices;
   int32_t index_bytes; /* 4 or 8 */
-  gossamer_dtype dtype;
+  int32_t dtype;       /* a gossamer_dtype */
   const void* values;
 } gossamer_csr;
 

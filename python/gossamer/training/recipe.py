@@ -41,7 +41,7 @@ ROUND_RATES = (2e-3, 1e-4)  # falls within each round; at a constant rate its no
 MIN_STEPS, MAX_STEPS = 1500, 10_000  # of dense training at the first rate; the maximum is for data that fits for ever
 ROUNDS, ROUND_STEPS = 12, 250  # a round trains whole epochs, at least one
 TICKS = 4  # parts of a round that a rejected one can be cut into
-IMPORTANCE_SAMPLES = 8192  # more made no difference that validation could see
+IMPORTANCE_SAMPLES = 8192  # all 54,000 of Fashion-MNIST were no better (validation 89.0 % against 89.1 %, one run)
 MAX_DROP = 0.02  # of validation accuracy, against the dense network
 
 Array: TypeAlias = Any
@@ -102,8 +102,8 @@ def run(data: Dataset, options: Options, progress: Progress = lambda phase, shar
     """Train, prune and evaluate on ``data``. Raises FloatingPointError where training diverges, RuntimeError where the
     sparse network disagrees with the masked dense one by more than rounding.
     """
-    # More BLAS threads bring such small products nothing (73 s with one, 70 s with two), make the result depend on the
-    # machine, and spin against whatever else runs there (two threads beside one busy process: 166 s).
+    # One BLAS thread: more make the result depend on the machine and bring such small products little (an epoch on
+    # two cores: 1.2 s instead of 1.5 s), and beside two busy processes they cost 21 s instead of 2.7 s.
     with threadpoolctl.threadpool_limits(1, "blas"):
         return _Run(data, options, progress).outcome()
 
@@ -258,7 +258,7 @@ class _Run:
         return keeper
 
     def fine_tune(self, keeper: Keeper) -> None:
-        """Step 4, at the lower rate: the higher one first took twice the steps and ended no better."""
+        """Step 4, at the lower rate: the higher one first took twice the steps and ended no better (one run)."""
         params, masks = keeper.params, keeper.masks
         self.anneal("fine-tune", params, RATES[-1:], masks)
         keeper.budget, keeper.compare = gs.Budget(0.0), "last"
@@ -282,7 +282,7 @@ class _Run:
         return float(evaluation.evaluate(params, *self.validation).accuracy or 0.0)
 
     def sparsifier(self, sparsity: float, schedule: Schedule) -> gs.Sparsifier:
-        """All layers compete: at 95 % each on its own lost a point of accuracy more (Taylor, magnitude, wanda)."""
+        """All layers compete: 95 % of each on its own cost 0.6 (gradient) to 1.1 (wanda) points of validation more."""
         return gs.Sparsifier(self.options.method, sparsity, group="global", schedule=schedule, seed=self.options.seed)
 
     def statistics(self, params: dict[str, Array]) -> importance.Statistics:
