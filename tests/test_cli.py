@@ -124,7 +124,7 @@ def test_same_seed_same_result_with_any_number_of_threads(tmp_path: Path, thread
 
 
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize(("method", "kind"), zip(recipe.METHODS, ["idx", "npz"] * 3, strict=True))
+@pytest.mark.parametrize(("method", "kind"), [*zip(recipe.METHODS, ["idx", "npz"] * 3, strict=True)])
 def test_methods_and_folders(tmp_path: Path, method: str, kind: str) -> None:
     folder = folder_of_patterns(tmp_path, kind)
     report = train(tmp_path / "out", "--data", str(folder), "--method", method, "--sparsity", "0.7")
