@@ -100,9 +100,9 @@ def partner(value: Any, names: dict[str, Array], params: Any, function: str, arg
 
 
 def require_number(x: object, function: str, argument: str) -> float:
-    if isinstance(x, Real) and not isinstance(x, bool):
-        return float(x)
-    raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
+    return float(x)
 
 
 def require_text(x: object, function: str, argument: str) -> str:

@@ -15,7 +15,13 @@ from gossamer.stats import Stats
 
 Method: TypeAlias = str | Callable[[Array, Array | None, Stats | None], Array]
 
-_METHODS: dict[str, tuple[str, str]] = _core.methods()
+# name -> what it needs beside the weights ("", "grads", "norm", "movement", "seed"), and its default group
+METHODS: dict[str, tuple[str, str]] = _core.methods()
+
+
+def needs_grads(method: object) -> bool:
+    """Whether a method reads gradients; a callable may."""
+    return callable(method) or METHODS.get(str(method), ("", ""))[0] == "grads"
 
 
 def default_group(method: Method, pattern: str, function: str) -> str:
@@ -26,9 +32,9 @@ def default_group(method: Method, pattern: str, function: str) -> str:
 def _needs(method: object, function: str) -> tuple[str, str]:
     if not isinstance(method, str):
         raise TypeError(f"{function}: method must be a str or a callable, got {type(method).__name__}")
-    if method not in _METHODS:
-        raise ValueError(f"{function}: method must be one of {', '.join(_METHODS)} or a callable, got {method!r}")
-    return _METHODS[method]
+    if method not in METHODS:
+        raise ValueError(f"{function}: method must be one of {', '.join(METHODS)} or a callable, got {method!r}")
+    return METHODS[method]
 
 
 @dataclass

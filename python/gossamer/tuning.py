@@ -15,12 +15,12 @@ import numpy as np
 
 from gossamer.masks import Mask
 from gossamer.pruning import apply_mask, prune
+from gossamer.scoring import needs_grads
 
 Array: TypeAlias = Any
 Masks: TypeAlias = Any  # Mask | dict[str, Mask], as the params are; a union would have every caller narrow it
 Metric: TypeAlias = Literal["accuracy", "loss"]
 Search: TypeAlias = Literal["bisect", "ladder"]
-_NEEDS_GRADS = ("gradient", "taylor", "taylor2", "snip", "grasp", "synflow")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _check(score: Any, grads: Any, sparsity: Any, search: str, rounds: int, reso
         raise ValueError(f"tune: rounds must be at least 1, got {rounds}")
     if not resolution > 0:
         raise ValueError(f"tune: resolution must be positive, got {resolution}")
-    if grads is None and score in _NEEDS_GRADS:
+    if grads is None and isinstance(score, str) and needs_grads(score):
         raise ValueError(f"tune: grads must be given for score {score!r}, got None")
     return float(bounds[0]), float(bounds[1])
 

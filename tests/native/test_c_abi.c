@@ -23,7 +23,7 @@ static void check(int right, const char* file, int line, const char* expression)
     CHECK(strstr(gossamer_last_error(), (fragment)) != NULL);        \
   } while (0)
 
-static gossamer_array array(void* data, gossamer_dtype dtype, int32_t ndim, const int64_t* shape, const int64_t* strides) {
+static gossamer_array array(void* data, int32_t dtype, int32_t ndim, const int64_t* shape, const int64_t* strides) {
   gossamer_array a;
   a.data = data;
   a.dtype = dtype;
@@ -135,9 +135,9 @@ static void test_descriptions(void) {
   bad.ndim = INT32_MAX;
   FAILS(GOSSAMER_ERROR_VALUE, "dimensions, got 2147483647", gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.ndim = 2;
-  bad.dtype = (gossamer_dtype)7;
+  bad.dtype = 7;
   FAILS(GOSSAMER_ERROR_TYPE, "got dtype 7", gossamer_score("magnitude", &bad, NULL, 0, &to));
-  bad.dtype = (gossamer_dtype)-1;
+  bad.dtype = -1;
   FAILS(GOSSAMER_ERROR_TYPE, "got dtype -1", gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.dtype = GOSSAMER_FLOAT64;
   bad.data = NULL;
@@ -266,7 +266,7 @@ static void test_matmul(void) {
   a.cols = 3;
   FAILS(GOSSAMER_ERROR_VALUE, "matmul: ", MATMUL());
   a.cols = 4;
-  a.dtype = (gossamer_dtype)2;
+  a.dtype = 2;
   FAILS(GOSSAMER_ERROR_TYPE, "got dtype 2", MATMUL());
   a.dtype = GOSSAMER_FLOAT32;
   FAILS(GOSSAMER_ERROR_VALUE, "matmul: a must not be NULL",

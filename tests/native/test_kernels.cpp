@@ -200,7 +200,6 @@ TEST(marks_are_the_same_everywhere) {
       within += keys[i] <= top && keys[i] >= bottom;
       equal += keys[i] == bottom;
     }
-    Heap<std::uint32_t> places(0);
     same_everywhere<T>("mark", n, [&](const TypedKernels<T>& table) {
       Heap<std::uint8_t> bits((n + 7) / 8);
       Heap<std::uint32_t> open(within);  // exactly as many as there are
@@ -213,8 +212,6 @@ TEST(marks_are_the_same_everywhere) {
         CHECK(keys[open[i]] <= top && keys[open[i]] >= bottom && (i == 0 || open[i] > open[i - 1]));
       return bits;
     });
-    for (const Isa& isa : isas())
-      if (isa.supported) CHECK(isa.kernels->typed(zero).count_equal(keys.data(), n, bottom) == equal);
     for (const std::int64_t quota : {std::int64_t{0}, std::int64_t{1}, equal / 2, equal, equal + 5})
       same_everywhere<T>("mark_ties", n, [&](const TypedKernels<T>& table) {
         Heap<std::uint8_t> bits((n + 7) / 8);
@@ -227,6 +224,51 @@ TEST(marks_are_the_same_everywhere) {
           CHECK(bit(bits, i) == keep);
         }
         CHECK(marked == kept && left == wanted);
+        return bits;
+      });
+  });
+}
+
+TEST(streams_are_the_same_everywhere) {
+  for_all(10, [](auto zero, std::int64_t n, Random& random, Mix mix) {
+    using T = decltype(zero);
+    const Heap<T> w = drawn<T>(random, n, mix), aux = drawn<T>(random, n, mix);
+    const Heap<std::uint8_t> allowed = random_bits(random, n);
+    const bool all = random.below(2) != 0, keep_nan = random.below(2) != 0;
+    const auto c = static_cast<std::size_t>(random.below(static_cast<std::int64_t>(Criterion::count)));
+    Heap<T> scores(n);
+    isas()[0].kernels->typed(zero).score[c](w.data(), aux.data(), scores.data(), n);
+    const auto some = [&] {
+      const T value = n == 0 || random.below(4) == 0 ? static_cast<T>(random.unit()) : scores[random.below(n)];
+      return value == value ? value : T{0};
+    };
+    T high = some(), low = some();
+    if (high < low) std::swap(high, low);
+    if (random.below(6) == 0) low = high;
+    if (random.below(6) == 0) high = std::numeric_limits<T>::infinity(), low = -high;
+    std::int64_t above = 0, within = 0, nans = 0;
+    const auto may = [&](std::int64_t i) { return all || bit(allowed, i); };
+    const auto kept = [&](std::int64_t i) { return may(i) && (scores[i] > high || (scores[i] != scores[i] && keep_nan)); };
+    const auto open = [&](std::int64_t i) { return may(i) && scores[i] >= low && scores[i] <= high; };
+    for (std::int64_t i = 0; i < n; ++i) {
+      above += kept(i);
+      within += open(i);
+      nans += scores[i] != scores[i];
+    }
+    for (const bool collect : {true, false})
+      same_everywhere<T>("stream", n, [&](const TypedKernels<T>& table) {
+        Heap<std::uint8_t> bits((n + 7) / 8);
+        const Heap<T> values(within);
+        const Heap<std::uint32_t> places(within);  // exactly as many as there are
+        StreamCounts counts{-1, -1};
+        CHECK(table.stream[c](w.data(), aux.data(), all ? nullptr : allowed.data(), n, high, low, keep_nan, bits.data(),
+                              values.data(), collect ? places.data() : nullptr, &counts) == above);
+        CHECK(counts.open == within && counts.nan == nans);
+        for (std::int64_t i = 0; i < 8 * bits.size(); ++i) CHECK(bit(bits, i) == (i < n && kept(i)));
+        for (std::int64_t i = 0; collect && i < within; ++i) {
+          CHECK(open(places[i]) && (i == 0 || places[i] > places[i - 1]));
+          CHECK(values[i] == scores[places[i]]);
+        }
         return bits;
       });
   });

@@ -311,6 +311,82 @@ TEST(large_selections_are_the_obvious_ones) {
   }
 }
 
+// Rows that take their bracket from the row before, which is right, a little off, or far off.
+TEST(long_rows_are_the_obvious_ones) {
+  Random random(8);
+  for (int repeat = 0; repeat < 48; ++repeat) {
+    set_num_threads(1 + repeat % 3);
+    const bool wide = repeat % 2 != 0;
+    const int kind = repeat / 2 % 8;
+    const std::int64_t rows = random.between(3, 40), cols = random.between(1024, kind == 7 ? 9000 : 2600);
+    Matrix m{rows, cols, {}, {}};
+    double scale = 1;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (kind == 1) scale = std::ldexp(1.0, static_cast<int>(random.between(-20, 20)));
+      if (kind == 2) scale *= 1.05;
+      for (std::int64_t c = 0; c < cols; ++c) {
+        double score = draw<float>(random, kind == 3 || (kind == 4 && r % 3 == 0) ? Mix::ties : Mix::plain);
+        if (kind == 5) score = draw<float>(random, r % 2 != 0 ? Mix::wild : Mix::plain);
+        if (kind == 6) score = static_cast<double>(c) / static_cast<double>(cols) + (r % 2 != 0 ? 0 : -1);
+        if (kind == 4 && r % 5 == 4) score = 0;
+        m.scores.push_back(static_cast<double>(static_cast<float>(score * scale)));
+        if (repeat % 3 == 0) m.allowed.push_back(random.below(5) != 0);
+      }
+    }
+    Selection how;
+    how.nan = random.below(2) != 0 ? Nan::keep : Nan::prune;
+    how.group = Group::row;
+    const double shares[] = {0.3, 0.5, 0.9, 0.99, 0.999};
+    how.sparsity = shares[random.below(5)];
+    agrees({m}, {wide}, how, static_cast<int>(random.below(4)), "long rows");
+  }
+}
+
+// Enough chunks for the bracket to be drawn again on the way. The obvious way here: sort all indices.
+TEST(very_large_selections_are_the_obvious_ones) {
+  Random random(9);
+  set_num_threads(3);
+  constexpr std::int64_t n = 70 * (1 << 15) + 77;
+  for (int kind = 0; kind < 6; ++kind) {
+    const Heap<float> scores(n);
+    const Heap<std::uint8_t> prior((n + 7) / 8), mask((n + 7) / 8);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<double>(i) / static_cast<double>(n);
+      double score = 2 * random.unit() - 1;
+      if (kind == 1) score = at;                                        // sorted
+      if (kind == 2) score = i / (1 << 15) % 16 == 8 ? score : score / 100;  // the part that is drawn from is another
+      if (kind == 3) score = std::floor(40 * score * score * score);     // ties
+      if (kind == 4) score = 1 + score * 0x1p-20;                        // few distinct values, crowded
+      scores[i] = static_cast<float>(score);
+      if (kind == 5 && random.below(1000) == 0) scores[i] = std::numeric_limits<float>::quiet_NaN();
+      if (kind != 5 || random.below(4) != 0) set_bit(prior.data(), i);
+    }
+    const bool keep_nan = kind == 5;
+    std::vector<std::int32_t> order;
+    for (std::int64_t i = 0; i < n; ++i)
+      if (bit(prior.data(), i)) order.push_back(static_cast<std::int32_t>(i));
+    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+      const float x = scores[a], y = scores[b];
+      const bool first = x != x, second = y != y;  // NaN ranks highest here
+      if (first != second) return first;
+      return !first && x != y ? x > y : a < b;
+    });
+    Selection how;
+    how.nan = keep_nan ? Nan::keep : Nan::raise;
+    how.nnz = n / (kind % 2 == 0 ? 10 : 2);
+    const std::int64_t shape[1] = {n};
+    std::vector<SelectTensor> tensors(1);
+    tensors[0].source.weights = Array(scores.data(), DType::float32, 1, shape, nullptr, "test: x");
+    tensors[0].mask = mask.data();
+    if (kind == 5) tensors[0].prior = prior.data();
+    select("test", tensors, how);
+    CHECK(tensors[0].nnz == *how.nnz && count_mask(mask.data(), 1, n) == *how.nnz, "kind=%d", kind);
+    bool equal = true;
+    for (std::int64_t i = 0; i < *how.nnz; ++i) equal = equal && bit(mask.data(), order[static_cast<std::size_t>(i)]);
+    CHECK(equal, "kind=%d", kind);
+  }
+}
+
 TEST(rows_longer_than_the_cache_are_the_obvious_ones) {
   Random random(5);
   set_num_threads(2);

@@ -3,6 +3,7 @@
 
 A model is a dict of arrays: ``{"layer1.weight": [out, in], "layer1.bias": [out], "layer2.weight": ...}``. The modules:
 
+``sources``      read IDX files, npz archives, scikit-learn's digits
 ``data``         load, clean, normalise, augment and split
 ``model``        initialise, forward, backward, dense to sparse layers
 ``losses``       mean squared error, softmax cross-entropy: value and gradient
@@ -12,4 +13,5 @@ A model is a dict of arrays: ``{"layer1.weight": [out, in], "layer1.bias": [out]
 ``gradual``      pruning by a schedule from within the loop
 ``updating``     prune, adjust, accept or reject, save
 ``evaluation``   loss, accuracy, FLOPs, bytes, latency
+``recipe``       all of it in order: what ``gossamer train`` runs
 """

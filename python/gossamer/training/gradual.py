@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import gossamer as gs
+from gossamer.scoring import needs_grads
 from gossamer.training import model
-from gossamer.training.importance import GRADIENT_METHODS, GradientMean
+from gossamer.training.importance import GradientMean
 
 Array: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Array]
@@ -29,7 +30,7 @@ class GradualPruning:
         self.state = sparsifier.init(model.weights(params))
         self.events: list[tuple[int, Any]] = []
         self._mean = GradientMean(decay=decay)
-        self._scored_by_gradients = callable(sparsifier.method) or sparsifier.method in GRADIENT_METHODS
+        self._scored_by_gradients = needs_grads(sparsifier.method)
 
     @property
     def masks(self) -> dict[str, gs.Mask]:

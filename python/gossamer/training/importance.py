@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import gossamer as gs
+from gossamer.scoring import needs_grads
 from gossamer.training import model
 from gossamer.training.losses import Loss, softmax_cross_entropy
 
 Array: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Array]
 Method: TypeAlias = str | Callable[[Array, Array, Any], Array]
-
-GRADIENT_METHODS = frozenset({"gradient", "taylor"})
 
 
 class GradientMean:
@@ -122,7 +121,7 @@ def collect(
     A callable gets gradients and norms.
     """
     grads: dict[str, Array] | None = None
-    if callable(method) or method in GRADIENT_METHODS:
+    if needs_grads(method):
         grads = model.weights(mean_gradients(params, x, y, loss=loss, batch_size=batch_size))
     if callable(method) or method == "wanda":
         return Statistics(grads, input_norms(params, x, batch_size=batch_size))

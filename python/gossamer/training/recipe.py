@@ -27,6 +27,7 @@ import threadpoolctl
 import gossamer as gs
 from gossamer.reporting import layer
 from gossamer.schedules import Schedule
+from gossamer.scoring import METHODS
 from gossamer.training import evaluation, importance, loop, model
 from gossamer.training.data import Dataset
 from gossamer.training.optimizers import Adam
@@ -34,7 +35,6 @@ from gossamer.training.updating import Keeper
 
 __all__ = ["METHODS", "Options", "Outcome", "run"]
 
-METHODS = ("magnitude", "gradient", "taylor", "movement", "wanda", "random")
 HIDDEN = (300, 100)
 RATES = (1e-3, 2e-4)  # Adam's: the second once the first brings nothing more
 ROUND_RATES = (2e-3, 1e-4)  # falls within each round; at a constant rate its noise alone can cost the budget
