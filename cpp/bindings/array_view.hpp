@@ -20,7 +20,8 @@ inline Array view(const char* function, const char* argument, const py::array& a
   const bool known =
       dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8) && dtype.byteorder() != '>';
   if (!known) type_error(what + " must be float32 or float64, got " + dtype_name(array));
-  if (array.ndim() > Array::max_dims) value_error(what + " must have at most 64 dimensions");
+  if (array.ndim() > Array::max_dims)
+    value_error(what + " must have at most 64 dimensions, got " + std::to_string(array.ndim()));
   std::int64_t shape[Array::max_dims], strides[Array::max_dims];
   for (py::ssize_t d = 0; d < array.ndim(); ++d) {
     shape[d] = array.shape(d);
@@ -31,7 +32,8 @@ inline Array view(const char* function, const char* argument, const py::array& a
 }
 
 inline Array writable_view(const char* function, const char* argument, const py::array& array) {
-  if (!array.writeable()) value_error(std::string(function) + ": " + argument + " must be writable");
+  if (!array.writeable())
+    value_error(std::string(function) + ": " + argument + " must be writable, got a read-only array");
   return view(function, argument, array);
 }
 
@@ -43,7 +45,8 @@ T* buffer(const char* argument, const py::array& array, std::int64_t size, bool 
   if (array.size() != size)
     value_error(std::string("_core: ") + argument + " must have " + std::to_string(size) + " entries, got " +
                 std::to_string(array.size()));
-  if (writable && !array.writeable()) value_error(std::string("_core: ") + argument + " must be writable");
+  if (writable && !array.writeable())
+    value_error(std::string("_core: ") + argument + " must be writable, got a read-only array");
   return static_cast<T*>(const_cast<void*>(array.data()));
 }
 

@@ -3,12 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
 #include "bindings/array_view.hpp"
 #include "core/device.hpp"
 #include "core/dispatch.hpp"
+#include "core/float_guard.hpp"
 #include "core/parallel.hpp"
 #include "ops/adjust.hpp"
 #include "ops/mask.hpp"
@@ -22,6 +24,12 @@ namespace {
 
 using OptionalArray = std::optional<py::array>;
 
+// While the core works: the GIL is released, and the thread's floating-point state is the standard one.
+struct Running {
+  py::gil_scoped_release release;
+  FloatGuard guard;
+};
+
 void translate(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
@@ -31,8 +39,13 @@ void translate(std::exception_ptr pointer) {
     if (error.status() == GOSSAMER_ERROR_VALUE) type = PyExc_ValueError;
     if (error.status() == GOSSAMER_ERROR_MEMORY) type = PyExc_MemoryError;
     if (error.status() == GOSSAMER_ERROR_NOT_IMPLEMENTED) type = PyExc_NotImplementedError;
-    PyErr_SetString(type, error.what());
+    // A long name may have been cut inside a character.
+    const py::object message =
+        py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(error.what(), std::strlen(error.what()), "replace"));
+    if (message) PyErr_SetObject(type, message.ptr());
   } catch (const std::length_error&) {  // a vector larger than the address space
+    PyErr_SetString(PyExc_MemoryError, "gossamer: out of memory");
+  } catch (const std::bad_alloc&) {
     PyErr_SetString(PyExc_MemoryError, "gossamer: out of memory");
   }
 }
@@ -80,7 +93,7 @@ void bind_score(const std::string& method, const Arrays& weights, const Optional
   }
   check_outs_apart("score", to, read_weights);
   check_outs_apart("score", to, read_aux);
-  py::gil_scoped_release release;
+  const Running running;
   for (std::size_t i = 0; i < sources.size(); ++i) score(sources[i], to[i]);
 }
 
@@ -117,7 +130,7 @@ std::vector<std::int64_t> bind_select(const std::string& function, const std::ve
     if (!outs.empty()) to.push_back(writable_view(f, "out", outs[i]));
   }
   {
-    py::gil_scoped_release release;
+    const Running running;
     outs.empty() ? select(f, tensors, how) : prune(f, tensors, how, to);
   }
   std::vector<std::int64_t> kept;
@@ -137,7 +150,7 @@ void bind_apply_mask(const Arrays& weights, const Arrays& masks, const Arrays& o
     check_out("apply_mask", to.back(), w.rows(), w.cols(), w.dtype(), {&w, 1});
   }
   check_outs_apart("apply_mask", to, from);
-  py::gil_scoped_release release;
+  const Running running;
   for (std::size_t i = 0; i < from.size(); ++i) apply_mask(from[i], bits[i], to[i]);
 }
 
@@ -148,35 +161,40 @@ void bind_adjust(const std::vector<std::string>& names, const Arrays& weights, c
   for (std::size_t i = 0; i < weights.size(); ++i)
     tensors.push_back({names[i], view("adjust", "weights", weights[i]), view("adjust", "scores", scores[i]),
                        writable_view("adjust", "out", outs[i])});
-  py::gil_scoped_release release;
+  const Running running;
   adjust("adjust", tensors, rate, rule);
 }
 
 void bind_nonzero_mask(const std::string& function, const py::array& weights, const py::array& mask) {
   const Array w = view(function.c_str(), "w", weights);
   std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), true);
-  py::gil_scoped_release release;
+  const Running running;
   nonzero_mask(w, bits);
 }
 
 std::int64_t bind_count(const py::array& mask, std::int64_t rows, std::int64_t cols) {
-  return count_mask(buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false), rows, cols);
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  const Running running;
+  return count_mask(bits, rows, cols);
 }
 
 bool bind_padding_is_zero(const py::array& mask, std::int64_t rows, std::int64_t cols) {
-  return padding_is_zero(buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false), rows, cols);
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  const Running running;
+  return padding_is_zero(bits, rows, cols);
 }
 
 void bind_indices(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indices) {
   const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
   std::int64_t* to = buffer<std::int64_t>("indices", indices, count_mask(bits, rows, cols), true);
+  const Running running;
   mask_indices(bits, rows, cols, to);
 }
 
 void bind_add_squares(const py::array& x, double decay, const py::array& sums) {
   const Array a = view("Stats.update", "x", x);
   double* to = buffer<double>("sums", sums, a.cols(), true);
-  py::gil_scoped_release release;
+  const Running running;
   add_squares(a, decay, to);
 }
 
@@ -184,33 +202,37 @@ void bind_subtract_products(const py::array& weights, const py::array& grads, do
   const Array w = view("Stats.update", "weights", weights), g = view("Stats.update", "grads", grads);
   if (g.rows() != w.rows() || g.cols() != w.cols()) value_error("Stats.update: grads must have the shape of weights");
   double* to = buffer<double>("sums", sums, w.size(), true);
-  py::gil_scoped_release release;
+  const Running running;
   subtract_products(w, g, decay, to);
 }
 
 // --- CSR -------------------------------------------------------------------------------------------------------------
 
-CsrPattern make_pattern(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices) {
+CsrPattern unchecked_pattern(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices) {
   CsrPattern p{rows, cols, buffer<std::int64_t>("indptr", indptr, rows + 1, false), nullptr, indices.itemsize() == 8};
   p.indices = p.wide ? static_cast<const void*>(buffer<std::int64_t>("indices", indices, indices.size(), false))
                      : static_cast<const void*>(buffer<std::int32_t>("indices", indices, indices.size(), false));
+  return p;
+}
+
+CsrPattern make_pattern(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices) {
+  const CsrPattern p = unchecked_pattern(rows, cols, indptr, indices);
   if (p.nnz() != indices.size()) value_error("_core: indptr must end with the number of indices");
   return p;
 }
 
 void bind_check_csr(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& indptr,
                     const py::array& indices) {
-  CsrPattern p{rows, cols, buffer<std::int64_t>("indptr", indptr, rows + 1, false), nullptr, indices.itemsize() == 8};
-  p.indices = p.wide ? static_cast<const void*>(buffer<std::int64_t>("indices", indices, indices.size(), false))
-                     : static_cast<const void*>(buffer<std::int32_t>("indices", indices, indices.size(), false));
-  py::gil_scoped_release release;
-  check_csr(function.c_str(), p, indices.size());
+  const CsrPattern p = unchecked_pattern(rows, cols, indptr, indices);
+  const std::int64_t stored = indices.size();
+  const Running running;
+  check_csr(function.c_str(), p, stored);
 }
 
 void bind_mask_to_indptr(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indptr) {
   const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
   std::int64_t* to = buffer<std::int64_t>("indptr", indptr, rows + 1, true);
-  py::gil_scoped_release release;
+  const Running running;
   mask_to_indptr(bits, rows, cols, to);
 }
 
@@ -220,7 +242,7 @@ void bind_mask_to_indices(const py::array& mask, std::int64_t rows, std::int64_t
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
   if (count_mask(bits, rows, cols) != p.nnz()) value_error("_core: indptr does not belong to the mask");
   void* to = const_cast<void*>(indices.data());
-  py::gil_scoped_release release;
+  const Running running;
   mask_to_indices(bits, p, to);
 }
 
@@ -233,7 +255,7 @@ void bind_mask_to_values(const std::string& function, const py::array& weights, 
   if (v.dtype() != w.dtype() || !v.contiguous() || v.size() != count_mask(bits, w.rows(), w.cols()) ||
       v.size() != starts[w.rows()])
     value_error("_core: values do not belong to the mask");
-  py::gil_scoped_release release;
+  const Running running;
   mask_to_values(w, bits, starts, v.data());
 }
 
@@ -241,7 +263,7 @@ void bind_pattern_to_mask(std::int64_t rows, std::int64_t cols, const py::array&
                           const py::array& mask) {
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
   std::uint8_t* to = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), true);
-  py::gil_scoped_release release;
+  const Running running;
   pattern_to_mask(p, to);
 }
 
@@ -258,7 +280,7 @@ void bind_values_to_dense(std::int64_t rows, std::int64_t cols, const py::array&
   const Array v = values_view("to_dense", p, values), to = writable_view("to_dense", "out", out);
   if (!to.contiguous() || to.size() != rows * cols || to.dtype() != v.dtype())
     value_error("_core: out must be a contiguous matrix of the values' dtype");
-  py::gil_scoped_release release;
+  const Running running;
   values_to_dense(p, v.dtype(), v.data(), to.data());
 }
 
@@ -270,7 +292,7 @@ void bind_transpose(std::int64_t rows, std::int64_t cols, const py::array& indpt
   void* to = wide ? static_cast<void*>(buffer<std::int64_t>("t_indices", t_indices, p.nnz(), true))
                   : static_cast<void*>(buffer<std::int32_t>("t_indices", t_indices, p.nnz(), true));
   std::int64_t* from = buffer<std::int64_t>("order", order, p.nnz(), true);
-  py::gil_scoped_release release;
+  const Running running;
   transpose(p, starts, to, wide, from);
 }
 
@@ -293,7 +315,7 @@ void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t co
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
   const Array v = values_view(f, p, values), from = view(f, "x", x), to = writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
-  py::gil_scoped_release release;
+  const Running running;
   matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
 }
 
@@ -311,7 +333,7 @@ void bind_epilogue(const std::string& function, bool linear, const OptionalArray
   const char* f = function.c_str();
   const Epilogue e = make_epilogue(f, bias, activation, residual);
   const Array to = writable_view(f, "out", out);
-  py::gil_scoped_release release;
+  const Running running;
   apply_epilogue(f, linear, e, to);
 }
 
@@ -320,7 +342,7 @@ void bind_activation_grad(const py::array& z, const py::array& dy, const std::st
   constexpr const char* f = "SparseLinear.backward";
   const Array at = view(f, "z", z), from = view(f, "dy", dy), to = writable_view(f, "out", out);
   const Act act = parse_activation(f, activation);
-  py::gil_scoped_release release;
+  const Running running;
   activation_grad(f, at, from, act, to);
 }
 
@@ -330,16 +352,15 @@ void bind_sddmm(const std::string& function, const py::array& x, const py::array
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
   const Array a = view(f, "x", x), b = view(f, "y", y), to = writable_view(f, "values", values);
   if (!to.contiguous() || to.size() != p.nnz()) value_error(format("%s: out must have one value a kept position", f));
-  py::gil_scoped_release release;
+  const Running running;
   sddmm(f, a, b, p, to.dtype(), to.data());
 }
 
 // --- the process -----------------------------------------------------------------------------------------------------
 
 void bind_set_num_threads(std::int64_t n) {
-  if (n < 1 || n > 1 << 16)
-    value_error(format("set_num_threads: n must be in [1, 65536], got %lld", static_cast<long long>(n)));
-  py::gil_scoped_release release;
+  if (n < 1 || n > 1 << 16) value_error(format("set_num_threads: n must be in [1, 65536], got %lld", ll(n)));
+  const Running running;
   set_num_threads(static_cast<int>(n));
 }
 

@@ -28,7 +28,7 @@ class Array {
       value_error(format("%s must have 0 to %d dimensions, got %d", what, max_dims, ndim));
     std::int64_t size = 1;  // without the zeros, as in numpy: no product of some of the dimensions may overflow either
     for (int d = 0; d < ndim; ++d) {
-      if (shape[d] < 0) value_error(format("%s has a negative dimension %lld", what, static_cast<long long>(shape[d])));
+      if (shape[d] < 0) value_error(format("%s has a negative dimension %lld", what, ll(shape[d])));
       const std::int64_t extent = std::max<std::int64_t>(shape[d], 1);
       if (size > std::numeric_limits<std::int64_t>::max() / 8 / extent)
         value_error(format("%s is larger than the address space", what));
@@ -43,11 +43,23 @@ class Array {
       }
       strides = c_order;
     }
+    // No distance between two elements may overflow: what is walked must be an address.
+    std::int64_t reach = 0;
+    for (int d = 0; d < ndim; ++d) {
+      if (shape[d] <= 1) continue;  // its stride is never used and may be anything
+      const std::int64_t limit = std::numeric_limits<std::int64_t>::max() / 4;
+      if (strides[d] > limit / shape[d] || strides[d] < -(limit / shape[d]))
+        value_error(format("%s must have strides inside the address space, got %lld", what, ll(strides[d])));
+      reach += (strides[d] < 0 ? -strides[d] : strides[d]) * (shape[d] - 1);
+      if (reach > limit)
+        value_error(
+            format("%s must have strides inside the address space, got a reach of %lld bytes", what, ll(reach)));
+    }
     ndim_ = ndim;
     for (int d = 0; d < std::min(ndim, shown_dims); ++d) shape_[d] = shape[d];
     const int first_inner = ndim >= 2 ? 1 : 0;
     rows_ = ndim >= 2 ? shape[0] : 1;
-    row_stride_ = ndim >= 2 ? strides[0] : 0;
+    row_stride_ = ndim >= 2 && shape[0] > 1 ? strides[0] : 0;
     cols_ = 1;
     // Merge neighbouring dimensions that one stride walks through; what cannot be merged stays a dimension.
     for (int d = first_inner; d < ndim; ++d) {
@@ -58,8 +70,6 @@ class Array {
         inner_stride_[inner_dims_ - 1] = strides[d];
         continue;
       }
-      if (inner_dims_ == max_inner)
-        value_error(format("%s has more than %d dimensions that do not merge", what, max_inner));
       inner_shape_[inner_dims_] = shape[d];
       inner_stride_[inner_dims_++] = strides[d];
     }
@@ -217,7 +227,7 @@ class Array {
   }
 
  private:
-  static constexpr int max_inner = 8;
+  static constexpr int max_inner = max_dims;
   static constexpr int shown_dims = 8;
 
   // The offsets first * stride .. last * stride; stride >= 0. Sorted by falling stride.

@@ -11,6 +11,9 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+#if defined(GOSSAMER_X86) && !defined(_MSC_VER)
+#include <cpuid.h>
+#endif
 
 namespace gossamer {
 
@@ -23,9 +26,13 @@ extern const Kernels kernels_avx2, kernels_avx512;
 static bool has_avx2() { return false; }
 static bool has_avx512() { return false; }
 #else
+// Every flag of the ISA's row in Isa.cmake. F16C and LZCNT are read by hand: clang 14 does not know their names.
 static bool has_avx2() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  const bool lzcnt = __get_cpuid(0x80000001, &a, &b, &c, &d) != 0 && (c & bit_LZCNT) != 0;
+  return f16c && lzcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 }
 static bool has_avx512() {

@@ -8,7 +8,8 @@
 
 namespace gossamer {
 
-// The strongest level of this CPU, or the strongest up to the one named: a cap, so that one setting serves all machines.
+// The strongest level of this CPU, or the strongest up to the one named: a cap, so that one setting serves all
+// machines.
 static const Isa& choose() {
   const char* named = std::getenv("GOSSAMER_ISA");
   const std::string cap = named != nullptr ? named : "";

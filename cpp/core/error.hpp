@@ -48,6 +48,8 @@ inline std::string shape_text(std::int64_t rows, std::int64_t cols) {
   return format("(%lld, %lld)", static_cast<long long>(rows), static_cast<long long>(cols));
 }
 
+inline long long ll(std::int64_t x) { return static_cast<long long>(x); }  // for %lld
+
 [[noreturn]] inline void value_error(const std::string& message) { throw Error(GOSSAMER_ERROR_VALUE, message); }
 [[noreturn]] inline void type_error(const std::string& message) { throw Error(GOSSAMER_ERROR_TYPE, message); }
 

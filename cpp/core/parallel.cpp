@@ -5,13 +5,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
-#include <limits>
 #include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
 
 #include "core/cpu.hpp"
+#include "core/float_guard.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -109,6 +109,7 @@ class Pool {
   }
 
   void loop(int worker) {
+    const FloatGuard guard;
     std::uint64_t seen = 0;
     const auto offered = [&] {
       const std::uint64_t state = state_.load(std::memory_order_seq_cst);

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <optional>
+#include <memory>
 #include <vector>
 
 namespace gossamer {
@@ -54,7 +54,7 @@ class PerWorker {
   int workers() const { return static_cast<int>(slots_.size()); }
   T& operator[](int worker) {
     auto& slot = slots_[static_cast<std::size_t>(worker)].value;
-    if (!slot) slot.emplace();
+    if (!slot) slot = std::make_unique<T>();
     return *slot;
   }
   template <class F>
@@ -65,7 +65,7 @@ class PerWorker {
 
  private:
   struct alignas(64) Slot {
-    std::optional<T> value;
+    std::unique_ptr<T> value;
   };
   std::vector<Slot> slots_;
 };

@@ -21,17 +21,6 @@ struct Tile {
   T low = std::numeric_limits<T>::infinity(), high = -std::numeric_limits<T>::infinity();
 };
 
-// f(scratch, row, col, n) over all tiles
-template <class T, class F>
-void for_all(const Array& array, PerWorker<Tile<T>>& scratch, F&& f) {
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, array.rows(), array.cols());
-  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Tile<T>& t) {
-    for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
-              [&](std::int64_t row, std::int64_t col, std::int64_t n) { f(t, row, col, n); });
-  });
-}
-
 // Refuses NaN and, for "scale", finds the lower median and the spread.
 template <class T>
 void measure(const char* function, AdjustTensor& tensor, bool scale) {
@@ -39,20 +28,21 @@ void measure(const char* function, AdjustTensor& tensor, bool scale) {
   constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   std::atomic<std::int64_t> first_nan{none};
   PerWorker<Tile<T>> scratch;
-  for_all(scores, scratch, [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
-    const T* s = scores.load(row, col, n, t.s);
-    const Extent<T> tile = kernels<T>().extent(s, n);
-    t.low = std::min(t.low, tile.low);
-    t.high = std::max(t.high, tile.high);
-    if (!tile.has_nan) return;
-    const std::int64_t index = row * scores.cols() + col + (std::find_if(s, s + n, [](T x) { return x != x; }) - s);
-    for (std::int64_t seen = first_nan; index < seen && !first_nan.compare_exchange_weak(seen, index);) {
-    }
-  });
+  for_all_tiles(
+      scores.rows(), scores.cols(), scratch, [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
+        const T* s = scores.load(row, col, n, t.s);
+        const Extent<T> tile = kernels<T>().extent(s, n);
+        t.low = std::min(t.low, tile.low);
+        t.high = std::max(t.high, tile.high);
+        if (!tile.has_nan) return;
+        const std::int64_t index = row * scores.cols() + col + (std::find_if(s, s + n, [](T x) { return x != x; }) - s);
+        for (std::int64_t seen = first_nan; index < seen && !first_nan.compare_exchange_weak(seen, index);) {
+        }
+      });
   const std::string where = tensor.name.empty() ? "" : format(" in '%.80s'", tensor.name.c_str());
   if (first_nan != none)
     value_error(format("%s: scores must not be NaN, got NaN%s at flat index %lld", function, where.c_str(),
-                       static_cast<long long>(first_nan.load())));
+                       ll(first_nan.load())));
   if (!scale || scores.empty()) return;
   T low = std::numeric_limits<T>::infinity(), high = -low;
   scratch.for_each([&](Tile<T>& t) {
@@ -74,20 +64,22 @@ void measure(const char* function, AdjustTensor& tensor, bool scale) {
 template <class T>
 void write(const AdjustTensor& tensor, T rate, bool scale) {
   PerWorker<Tile<T>> scratch;
-  for_all(tensor.weights, scratch, [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
-    const T* w = tensor.weights.load(row, col, n, t.w);
-    const T* s = tensor.scores.load(row, col, n, t.s);
-    T* direct = tensor.out.direct<T>(row, col);
-    T* to = direct != nullptr ? direct : t.out;
-    if (!scale) {
-      kernels<T>().adjust_sign(w, s, rate, to, n);
-    } else if (tensor.spread == 0) {
-      if (to != w) std::copy(w, w + n, to);
-    } else {
-      kernels<T>().adjust_scale(w, s, rate, static_cast<T>(tensor.center), static_cast<T>(tensor.spread), to, n);
-    }
-    if (direct == nullptr) tensor.out.store(row, col, n, to);
-  });
+  for_all_tiles(tensor.weights.rows(), tensor.weights.cols(), scratch,
+                [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
+                  const T* w = tensor.weights.load(row, col, n, t.w);
+                  const T* s = tensor.scores.load(row, col, n, t.s);
+                  T* direct = tensor.out.direct<T>(row, col);
+                  T* to = direct != nullptr ? direct : t.out;
+                  if (!scale) {
+                    kernels<T>().adjust_sign(w, s, rate, to, n);
+                  } else if (tensor.spread == 0) {
+                    if (to != w) std::copy(w, w + n, to);
+                  } else {
+                    kernels<T>().adjust_scale(w, s, rate, static_cast<T>(tensor.center), static_cast<T>(tensor.spread),
+                                              to, n);
+                  }
+                  if (direct == nullptr) tensor.out.store(row, col, n, to);
+                });
 }
 
 }  // namespace
@@ -102,6 +94,10 @@ void adjust(const char* function, std::vector<AdjustTensor>& tensors, double rat
   std::vector<Array> outs, inputs;
   for (const AdjustTensor& t : tensors) {
     const Array& w = t.weights;
+    const double rounded = w.dtype() == DType::float32 ? static_cast<double>(static_cast<float>(rate)) : rate;
+    if (!std::isfinite(rounded) || (scale && !(rounded < 1)))
+      value_error(format("%s: rate must keep its range when it is rounded to %s, got %s", function, name_of(w.dtype()),
+                         text(rate).c_str()));
     if (t.scores.rows() != w.rows() || t.scores.cols() != w.cols())
       value_error(format("%s: scores must have the shape of weights %s, got %s", function, w.shape_text().c_str(),
                          t.scores.shape_text().c_str()));

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C ABI: descriptors in, statuses out. No exception leaves it.
-#include <cmath>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include "core/dispatch.hpp"
+#include "core/float_guard.hpp"
 #include "core/parallel.hpp"
 #include "gossamer/gossamer.h"
 #include "ops/mask.hpp"
@@ -29,6 +29,7 @@ gossamer_status fail(gossamer_status status, const char* message) noexcept {
 template <class F>
 gossamer_status guarded(F&& f) noexcept {
   try {
+    const FloatGuard guard;
     f();
     return GOSSAMER_OK;
   } catch (const Error& error) {
@@ -39,6 +40,8 @@ gossamer_status guarded(F&& f) noexcept {
     return fail(GOSSAMER_ERROR_MEMORY, "gossamer: out of memory");
   } catch (const std::exception& error) {
     return fail(GOSSAMER_ERROR_RUNTIME, error.what());
+  } catch (...) {
+    return fail(GOSSAMER_ERROR_RUNTIME, "gossamer: unknown error");
   }
 }
 
@@ -95,9 +98,15 @@ gossamer_status gossamer_set_num_threads(std::int32_t n) {
   });
 }
 
-std::int32_t gossamer_get_num_threads(void) { return num_threads(); }
+std::int32_t gossamer_get_num_threads(void) {
+  std::int32_t n = 1;
+  guarded([&] { n = num_threads(); });
+  return n;
+}
 
-void gossamer_shutdown(void) { shutdown_threads(); }
+void gossamer_shutdown(void) {
+  guarded([] { shutdown_threads(); });
+}
 
 std::int64_t gossamer_mask_bytes(const gossamer_array* array) {
   std::int64_t bytes = -1;
@@ -155,8 +164,8 @@ gossamer_status gossamer_apply_mask(const gossamer_array* weights, const std::ui
 }
 
 gossamer_status gossamer_matmul_csr(const gossamer_csr* a, const gossamer_array* x, std::int32_t linear,
-                                    const gossamer_array* bias, gossamer_activation activation,
-                                    const gossamer_array* residual, const gossamer_array* out) {
+                                    const gossamer_array* bias, std::int32_t activation, const gossamer_array* residual,
+                                    const gossamer_array* out) {
   const char* function = linear != 0 ? "linear" : "matmul";
   return guarded([&] {
     if (a == nullptr || a->indptr == nullptr) value_error(format("%s: a must not be NULL", function));
@@ -167,8 +176,7 @@ gossamer_status gossamer_matmul_csr(const gossamer_csr* a, const gossamer_array*
       type_error(format("%s: a must be GOSSAMER_FLOAT32 or GOSSAMER_FLOAT64, got dtype %d", function,
                         static_cast<int>(a->dtype)));
     if (activation < GOSSAMER_IDENTITY || activation > GOSSAMER_TANH)
-      value_error(
-          format("%s: activation must be a gossamer_activation, got %d", function, static_cast<int>(activation)));
+      value_error(format("%s: activation must be a gossamer_activation, got %d", function, activation));
     const CsrPattern pattern{a->rows, a->cols, a->indptr, a->indices, a->index_bytes == 8};
     if (pattern.nnz() != 0 && (a->indices == nullptr || a->values == nullptr))
       value_error(format("%s: a must have indices and values", function));

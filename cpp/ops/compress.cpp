@@ -12,12 +12,6 @@
 #include "ops/tiles.hpp"
 
 namespace gossamer {
-namespace {
-
-long long ll(std::int64_t x) { return static_cast<long long>(x); }
-
-}  // namespace
-
 void check_csr(const char* function, const CsrPattern& p, std::int64_t stored) {
   if (p.indptr[0] != 0) value_error(format("%s: indptr must begin with 0, got %lld", function, ll(p.indptr[0])));
   for (std::int64_t r = 0; r < p.rows; ++r)

@@ -15,9 +15,6 @@ struct CsrPattern {
   bool wide = false;  // int64 indices
 
   std::int64_t nnz() const { return indptr[rows]; }
-  std::int64_t index(std::int64_t i) const {
-    return wide ? static_cast<const std::int64_t*>(indices)[i] : static_cast<const std::int32_t*>(indices)[i];
-  }
 };
 
 // Calls f with a typed pointer to the indices.

@@ -21,13 +21,9 @@ struct Tile {
 template <class T, class F>
 void for_mask_tiles(const Array& array, bool flat, F&& f) {
   const std::int64_t rows = flat ? 1 : array.rows(), cols = flat ? array.size() : array.cols();
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, rows, cols);
   PerWorker<Tile<T>> scratch;
-  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Tile<T>& s) {
-    for_tiles(chunks[static_cast<std::size_t>(i)], tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-      f(s, row, col, n, row * row_bytes(cols) + col / 8);
-    });
+  for_all_tiles(rows, cols, scratch, [&](Tile<T>& s, std::int64_t row, std::int64_t col, std::int64_t n) {
+    f(s, row, col, n, row * row_bytes(cols) + col / 8);
   });
 }
 

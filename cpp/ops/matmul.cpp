@@ -181,14 +181,15 @@ class Product {
 
 void check_epilogue(const char* function, const Epilogue& e, std::int64_t features, const Array& out) {
   if (e.bias && (e.bias->rows() != 1 || e.bias->cols() != features))
-    value_error(format("%s: bias must have the shape (%lld,), got %s", function, static_cast<long long>(features),
-                       e.bias->shape_text().c_str()));
+    value_error(
+        format("%s: bias must have the shape (%lld,), got %s", function, ll(features), e.bias->shape_text().c_str()));
   if (e.residual && (e.residual->rows() != out.rows() || e.residual->cols() != out.cols()))
     value_error(format("%s: residual must have the shape of the result %s, got %s", function, out.shape_text().c_str(),
                        e.residual->shape_text().c_str()));
   if (e.residual && !out.same_view(*e.residual) && out.overlaps(*e.residual))
-    value_error(format("%s: out must be the residual itself or not overlap with it", function));
-  if (e.bias && out.overlaps(*e.bias)) value_error(format("%s: out must not overlap with bias", function));
+    value_error(format("%s: out must be the residual itself or not overlap with it, got a part of it", function));
+  if (e.bias && out.overlaps(*e.bias))
+    value_error(format("%s: out must not overlap with bias, got one that does", function));
 }
 
 }  // namespace
@@ -205,10 +206,10 @@ void check_product(const char* function, std::int64_t rows, std::int64_t cols, c
                    const Epilogue& epilogue, const Array& out) {
   const std::int64_t inner = linear ? x.cols() : x.rows(), n = linear ? x.rows() : x.cols();
   if (inner != cols)
-    value_error(format("%s: x must have %lld %s, got the shape %s", function, static_cast<long long>(cols),
-                       linear ? "columns" : "rows", x.shape_text().c_str()));
+    value_error(format("%s: x must have %lld %s, got the shape %s", function, ll(cols), linear ? "columns" : "rows",
+                       x.shape_text().c_str()));
   check_out(function, out, linear ? n : rows, linear ? rows : n, x.dtype(), {});
-  if (out.overlaps(x)) value_error(format("%s: out must not overlap with x", function));
+  if (out.overlaps(x)) value_error(format("%s: out must not overlap with x, got one that does", function));
   check_epilogue(function, epilogue, rows, out);
 }
 
@@ -223,26 +224,21 @@ void matmul_csr(const char* function, const CsrPattern& a, DType dtype, const vo
 
 void apply_epilogue(const char* function, bool linear, const Epilogue& e, const Array& out) {
   check_epilogue(function, e, linear ? out.cols() : out.rows(), out);
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, out.rows(), out.cols());
   dispatch(out.dtype(), [&](auto zero) {
     using T = decltype(zero);
     struct Lines {
       T y[tile_size], other[tile_size];
     };
     PerWorker<Lines> scratch;
-    parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Lines& s) {
-      for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
-                [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-                  const T* now = out.load(row, col, n, s.y);
-                  if (now != s.y) std::copy(now, now + n, s.y);
-                  T bias{0};
-                  if (e.bias && linear) add_row(*e.bias, 0, col, n, s.y, s.other);
-                  if (e.bias && !linear) bias = *e.bias->load(0, row, 1, s.other);
-                  if (e.bias || e.activation != Act::identity) kernels<T>().epilogue(s.y, n, bias, e.activation);
-                  if (e.residual) add_row(*e.residual, row, col, n, s.y, s.other);
-                  store_row(out, row, col, n, s.y);
-                });
+    for_all_tiles(out.rows(), out.cols(), scratch, [&](Lines& s, std::int64_t row, std::int64_t col, std::int64_t n) {
+      const T* now = out.load(row, col, n, s.y);
+      if (now != s.y) std::copy(now, now + n, s.y);
+      T bias{0};
+      if (e.bias && linear) add_row(*e.bias, 0, col, n, s.y, s.other);
+      if (e.bias && !linear) bias = *e.bias->load(0, row, 1, s.other);
+      if (e.bias || e.activation != Act::identity) kernels<T>().epilogue(s.y, n, bias, e.activation);
+      if (e.residual) add_row(*e.residual, row, col, n, s.y, s.other);
+      store_row(out, row, col, n, s.y);
     });
   });
 }
@@ -253,20 +249,15 @@ void activation_grad(const char* function, const Array& z, const Array& dy, Act 
                        dy.shape_text().c_str()));
   const Array inputs[] = {z, dy};
   check_out(function, out, z.rows(), z.cols(), z.dtype(), inputs);
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, z.rows(), z.cols());
   dispatch(z.dtype(), [&](auto zero) {
     using T = decltype(zero);
     struct Lines {
       T z[tile_size], dy[tile_size], out[tile_size];
     };
     PerWorker<Lines> scratch;
-    parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Lines& s) {
-      for_tiles(
-          chunks[static_cast<std::size_t>(i)], tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-            kernels<T>().activation_grad(z.load(row, col, n, s.z), dy.load(row, col, n, s.dy), s.out, n, activation);
-            store_row(out, row, col, n, s.out);
-          });
+    for_all_tiles(z.rows(), z.cols(), scratch, [&](Lines& s, std::int64_t row, std::int64_t col, std::int64_t n) {
+      kernels<T>().activation_grad(z.load(row, col, n, s.z), dy.load(row, col, n, s.dy), s.out, n, activation);
+      store_row(out, row, col, n, s.out);
     });
   });
 }

@@ -45,10 +45,9 @@ void check_source(const char* function, const char* name, const ScoreSource& sou
   const char* what = norm ? "stats" : source.method->needs == Needs::movement ? "stats" : "grads";
   const std::int64_t rows = norm ? 1 : source.rows();
   if (source.aux.rows() == rows && source.aux.cols() == source.cols()) return;
-  value_error(format(
-      "%s: %s must have the shape %s that %s needs, got %s%s%s", function, what,
-      norm ? format("(%lld,)", static_cast<long long>(source.cols())).c_str() : source.weights.shape_text().c_str(),
-      source.method->name, source.aux.shape_text().c_str(), *name != '\0' ? " for " : "", name));
+  value_error(format("%s: %s must have the shape %s that %s needs, got %s%s%s", function, what,
+                     norm ? format("(%lld,)", ll(source.cols())).c_str() : source.weights.shape_text().c_str(),
+                     source.method->name, source.aux.shape_text().c_str(), *name != '\0' ? " for " : "", name));
 }
 
 void check_out(const char* function, const Array& out, std::int64_t rows, std::int64_t cols, DType dtype,
@@ -58,17 +57,18 @@ void check_out(const char* function, const Array& out, std::int64_t rows, std::i
                        out.shape_text().c_str()));
   if (out.dtype() != dtype)
     type_error(format("%s: out must be %s, got %s", function, name_of(dtype), name_of(out.dtype())));
-  if (out.repeats_elements()) value_error(format("%s: out must not hold one element in two places", function));
+  if (out.repeats_elements())
+    value_error(format("%s: out must not hold one element in two places, got a view that does", function));
   for (const Array& input : inputs)
     if (!out.same_view(input) && out.overlaps(input))
-      value_error(format("%s: out must be the input itself or not overlap with it", function));
+      value_error(format("%s: out must be the input itself or not overlap with it, got a part of it", function));
 }
 
 void check_outs_apart(const char* function, std::span<const Array> outs, std::span<const Array> inputs) {
   for (std::size_t i = 0; i < outs.size(); ++i)
     for (std::size_t j = 0; j < outs.size(); ++j)
       if (j != i && (outs[i].overlaps(outs[j]) || outs[i].overlaps(inputs[j])))
-        value_error(format("%s: out must not share memory between two tensors", function));
+        value_error(format("%s: out must not share memory between two tensors, got some that do", function));
 }
 
 void score(const ScoreSource& source_, const Array& out_) {
@@ -76,21 +76,17 @@ void score(const ScoreSource& source_, const Array& out_) {
   const bool same = out_.contiguous() || flat.rows() == source_.rows();
   const ScoreSource& source = same ? flat : source_;
   const Array out = source.rows() != out_.rows() ? out_.flat() : out_;
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, source.rows(), source.cols());
   dispatch(source.dtype(), [&](auto zero) {
     using T = decltype(zero);
     PerWorker<ScoreScratch<T>> scratch;
-    parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, ScoreScratch<T>& s) {
-      for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
-                [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-                  const TileInputs<T> in = tile_inputs(source, row, col, n, s);
-                  T* direct = out.direct<T>(row, col);
-                  T* to = direct != nullptr ? direct : s.scores;
-                  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, to, n);
-                  if (direct == nullptr) out.store(row, col, n, to);
-                });
-    });
+    for_all_tiles(source.rows(), source.cols(), scratch,
+                  [&](ScoreScratch<T>& s, std::int64_t row, std::int64_t col, std::int64_t n) {
+                    const TileInputs<T> in = tile_inputs(source, row, col, n, s);
+                    T* direct = out.direct<T>(row, col);
+                    T* to = direct != nullptr ? direct : s.scores;
+                    kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, to, n);
+                    if (direct == nullptr) out.store(row, col, n, to);
+                  });
   });
 }
 

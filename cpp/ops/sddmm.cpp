@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/sddmm.hpp"
 
-#include <cstring>
 #include <vector>
 
 #include "core/dispatch.hpp"

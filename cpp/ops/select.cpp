@@ -15,8 +15,6 @@
 namespace gossamer {
 namespace {
 
-long long ll(std::int64_t x) { return static_cast<long long>(x); }
-
 class Call {
  public:
   Call(const char* function, std::vector<SelectTensor>& tensors, const Selection& how)
@@ -88,11 +86,11 @@ class Call {
       if (p.kind == Pattern::Kind::block && (rows % p.a != 0 || cols % p.b != 0))
         value_error(format("%s: pattern 'block:%lldx%lld' must divide the shape, got %s%s", function_, ll(p.a), ll(p.b),
                            t.source.weights.shape_text().c_str(), where(t).c_str()));
-      if (n_of_m) check_n_of_m(t);
     }
+    if (n_of_m) check_n_of_m();
   }
 
-  void check_n_of_m(const SelectTensor& t) const {
+  void check_n_of_m() const {
     const Pattern& p = how_.pattern;
     const double implied = 1 - static_cast<double>(p.a) / static_cast<double>(p.b);
     if (how_.threshold)
@@ -101,11 +99,20 @@ class Call {
     if (how_.sparsity && std::abs(*how_.sparsity - implied) > 1e-9)
       value_error(format("%s: sparsity must be %s with pattern '%lld:%lld', got %s", function_, text(implied).c_str(),
                          ll(p.a), ll(p.b), text(*how_.sparsity).c_str()));
-    const std::int64_t per_row = t.source.cols() / p.b * p.a;
-    const std::int64_t implied_nnz = how_.group == Group::row ? per_row : per_row * t.source.rows();
-    if (how_.nnz && how_.group != Group::global && *how_.nnz != implied_nnz)
-      value_error(format("%s: nnz must be %lld with pattern '%lld:%lld', got %lld", function_, ll(implied_nnz), ll(p.a),
-                         ll(p.b), ll(*how_.nnz)));
+    // nnz counts per group as everywhere: per row, per tensor, or in all.
+    std::int64_t all = 0;
+    const auto check_count = [&](std::int64_t wanted) {
+      if (how_.nnz && *how_.nnz != wanted)
+        value_error(format("%s: nnz must be %lld with pattern '%lld:%lld', got %lld", function_, ll(wanted), ll(p.a),
+                           ll(p.b), ll(*how_.nnz)));
+    };
+    for (const SelectTensor& t : tensors_) {
+      const std::int64_t per_row = t.source.cols() / p.b * p.a;
+      all += per_row * t.source.rows();
+      if (how_.group == Group::row) check_count(per_row);
+      if (how_.group == Group::tensor) check_count(per_row * t.source.rows());
+    }
+    if (how_.group == Group::global) check_count(all);
   }
 
   Units make_units(const SelectTensor& t) const {

@@ -38,19 +38,15 @@ void add_squares(const Array& x, double decay, double* sums) {
 }
 
 void subtract_products(const Array& weights, const Array& grads, double decay, double* sums) {
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, weights.rows(), weights.cols());
   dispatch(weights.dtype(), [&](auto zero) {
     using T = decltype(zero);
     PerWorker<Tile<T>> scratch;
-    parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Tile<T>& t) {
-      for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
-                [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-                  double* at = sums + row * weights.cols() + col;
-                  scale(decay, at, n);
-                  kernels<T>().subtract_products(weights.load(row, col, n, t.x), grads.load(row, col, n, t.y), at, n);
-                });
-    });
+    for_all_tiles(weights.rows(), weights.cols(), scratch,
+                  [&](Tile<T>& t, std::int64_t row, std::int64_t col, std::int64_t n) {
+                    double* at = sums + row * weights.cols() + col;
+                    scale(decay, at, n);
+                    kernels<T>().subtract_products(weights.load(row, col, n, t.x), grads.load(row, col, n, t.y), at, n);
+                  });
   });
 }
 

@@ -4,7 +4,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <vector>
 
 #include "core/parallel.hpp"
@@ -37,6 +36,17 @@ void for_tiles(const Chunk& chunk, std::int64_t tile, F&& f) {
   for (std::int64_t row = chunk.row_begin; row < chunk.row_end; ++row)
     for (std::int64_t col = chunk.col_begin; col < chunk.col_end; col += tile)
       f(row, col, std::min(tile, chunk.col_end - col));
+}
+
+// f(scratch, row, col, count) for all tiles of a matrix, in parallel.
+template <class Scratch, class F>
+void for_all_tiles(std::int64_t rows, std::int64_t cols, PerWorker<Scratch>& scratch, F&& f) {
+  std::vector<Chunk> chunks;
+  append_chunks(chunks, 0, rows, cols);
+  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Scratch& s) {
+    for_tiles(chunks[static_cast<std::size_t>(i)], tile_size,
+              [&](std::int64_t row, std::int64_t col, std::int64_t n) { f(s, row, col, n); });
+  });
 }
 
 // f(row) over all rows in parallel, about chunk_size elements of work at a time.

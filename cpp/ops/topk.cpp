@@ -1,60 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection. All of it works on integer keys that order like the scores (core/table.hpp), and the total order is
-// (key descending, flat index ascending), so the result depends on nothing but the scores.
+// Exact selection over tensors and over all of them together. The order is total: (key descending, flat index
+// ascending), where keys are integers that order like the scores (core/table.hpp), so the result depends on nothing but
+// the scores.
 //
-// Usual case, two passes: a 16-bit histogram of the keys finds the bin that holds the k-th one; the second pass writes
-// the bits above that bin and collects the bin's few members, which are then selected among. An overfull bin is split
-// by the next 16 bits first; when no bits are left, its members are all equal and only their order counts.
+// Usual case, one pass: see one_pass(). Where the sample misled it, or too many scores are equal: mark_ties(), or
+// two_passes(), a 16-bit histogram of the keys and then a pass that sorts out the members of one bin.
 #include "ops/topk.hpp"
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
-#include <cstring>
-#include <functional>
-#include <limits>
 #include <numeric>
 
 #include "core/parallel.hpp"
+#include "ops/topk_tiles.hpp"
 
 namespace gossamer {
 namespace {
 
 constexpr std::int64_t small_size = 1 << 14;  // below this, all keys are candidates: no histogram
-constexpr std::int64_t long_row = 1 << 18;    // rows beyond this leave the cache: they go through the histogram
-
-template <class T>
-struct Scratch : ScoreScratch<T> {
-  using Key = typename KeyOf<T>::type;
-  alignas(64) Key keys[tile_size + 64];
-  T values[tile_size];
-  std::uint32_t open[tile_size];
-  ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
-};
-
-// A score that may or may not be kept; `at` counts from the beginning of its chunk.
-template <class Key>
-struct Candidate {
-  Key key;
-  std::uint32_t at;
-};
-
-template <class T>
-typename KeyOf<T>::type key_of(T score) {  // of a number
-  typename KeyOf<T>::type key[64];
-  kernels<T>().keys(&score, 1, NanRank::low, key);
-  return key[0];
-}
-
-template <class T>
-T score_of(typename KeyOf<T>::type key) {
-  using Key = typename KeyOf<T>::type;
-  using Unsigned = typename KeyOf<T>::unsigned_type;
-  const Key bits = static_cast<Key>(key ^ static_cast<Key>(static_cast<Unsigned>(key >> (sizeof(Key) * 8 - 1)) >> 1));
-  T score;
-  std::memcpy(&score, &bits, sizeof score);
-  return score;
-}
 
 struct Bins {
   std::vector<std::uint32_t> count = std::vector<std::uint32_t>(1 << 16);
@@ -66,109 +29,6 @@ struct Bins {
     pending = 0;
   }
 };
-
-template <class T>
-TileInputs<T> inputs_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-  if constexpr (sizeof(T) == 8) {
-    if (item.source.dtype() == DType::float32) {
-      const float* narrow = score_tile(item.source, row, col, n, s.narrow);
-      std::copy(narrow, narrow + n, s.aux);
-      return {Criterion::identity, s.aux, s.aux};
-    }
-  }
-  return tile_inputs(item.source, row, col, n, s);
-}
-
-template <class T>
-const T* scores_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-  const TileInputs<T> in = inputs_of(item, row, col, n, s);
-  if (in.criterion == Criterion::identity) return in.aux;
-  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, s.scores, n);
-  return s.scores;
-}
-
-// Keys of a tile, padded to a multiple of 64; NaN is ranked and noticed.
-template <class T>
-void keys_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, NanRule nan, Scratch<T>& s,
-             typename KeyOf<T>::type* out) {
-  const auto& table = kernels<T>();
-  const std::int64_t first = table.keys(scores_of(item, row, col, n, s), n, nan.rank, out);
-  if (first < n) nan.seen.store(true, std::memory_order_relaxed);
-  if (item.prior != nullptr) table.exclude(item.prior + item.byte(row, col), n, out);
-}
-
-// Between these two keys the last one to keep is expected; both are numbers.
-template <class T>
-struct Bracket {
-  using Key = typename KeyOf<T>::type;
-  Key low = key_of(-std::numeric_limits<T>::infinity());
-  Key high = key_of(std::numeric_limits<T>::infinity());
-};
-
-// Ranks of a bracket around rank `middle`, 4 standard deviations to each side.
-struct Ranks {
-  std::int64_t high, low;
-  Ranks(double middle, double variance)
-      : high(static_cast<std::int64_t>(std::floor(middle - 4 * std::sqrt(variance) - 2))),
-        low(static_cast<std::int64_t>(std::ceil(middle + 4 * std::sqrt(variance) + 2))) {}
-};
-
-// Variance of the sum of counts from parts at a fixed stride, by the squared differences of neighbours: right for
-// random data, wide for blocked data, and narrow for sorted data, where a fixed stride is the best sample there is
-// (Wolter 1984, J. Am. Stat. Assoc. 79: the estimator v2 of systematic sampling).
-double systematic_variance(const std::vector<std::int64_t>& counts) {
-  double squares = 0;
-  for (std::size_t i = 1; i < counts.size(); ++i) {
-    const auto d = static_cast<double>(counts[i] - counts[i - 1]);
-    squares += d * d / 2;
-  }
-  return squares;
-}
-
-// A sample: runs of up to 16 neighbours, and where each run ends.
-template <class Key>
-struct Drawn {
-  std::vector<Key> keys;
-  std::vector<std::size_t> ends;
-};
-
-template <class T, class Key>
-void draw_run(const Item& item, std::int64_t row, std::int64_t col, NanRank rank, Scratch<T>& s, Drawn<Key>& drawn) {
-  std::atomic<bool> ignored{false};
-  col = col / 16 * 16;
-  const std::int64_t n = std::min<std::int64_t>(16, item.cols() - col);
-  keys_of(item, row, col, n, NanRule{rank, ignored}, s, s.keys);
-  for (std::int64_t j = 0; j < n; ++j)
-    if (s.keys[j] > std::numeric_limits<Key>::min()) drawn.keys.push_back(s.keys[j]);
-  drawn.ends.push_back(drawn.keys.size());
-}
-
-// The bracket of the best `share`; false when the sample says too little.
-template <class T, class Key>
-bool draw_bracket(Drawn<Key>& drawn, double share, Bracket<T>& bracket) {
-  const auto n = static_cast<std::int64_t>(drawn.keys.size());
-  if (n < 64) return false;
-  std::vector<Key> keys = drawn.keys;
-  const double middle = share * static_cast<double>(n);
-  const auto at = [&](std::int64_t rank) { return keys.begin() + std::clamp<std::int64_t>(rank, 0, n - 1); };
-  const auto center = at(static_cast<std::int64_t>(middle));
-  std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
-  std::vector<std::int64_t> counts;
-  for (std::size_t i = 0, begin = 0; i < drawn.ends.size(); begin = drawn.ends[i++])
-    counts.push_back(std::count_if(drawn.keys.begin() + static_cast<std::ptrdiff_t>(begin),
-                                   drawn.keys.begin() + static_cast<std::ptrdiff_t>(drawn.ends[i]),
-                                   [&](Key k) { return k >= *center; }));
-  const Ranks ranks(middle, systematic_variance(counts));
-  if (ranks.low < n) {
-    std::nth_element(center, at(ranks.low), keys.end(), std::greater<Key>());
-    bracket.low = std::max(bracket.low, *at(ranks.low));
-  }
-  if (ranks.high >= 0) {
-    std::nth_element(keys.begin(), at(ranks.high), center, std::greater<Key>());
-    bracket.high = std::min(bracket.high, *at(ranks.high));
-  }
-  return bracket.low <= bracket.high;
-}
 
 template <class T>
 class Engine {
@@ -256,6 +116,7 @@ class Engine {
 
   // Keeps all keys above `top` and the best `rank` of those in [bottom, top].
   void mark(Key top, Key bottom, std::int64_t rank) {
+    kept_.assign(chunks_.size(), 0);
     const auto& table = kernels<T>();
     for (auto& part : found_) part.clear();
     for_key_tiles(
@@ -285,7 +146,7 @@ class Engine {
     if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
     std::vector<std::size_t> head, rest;
     for (std::size_t c = 0; c < chunks_.size(); ++c) (chunks_.size() >= 64 && c % 16 == 8 ? head : rest).push_back(c);
-    std::atomic<std::int64_t> room{small_size + size_ / 32};
+    std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
     for (auto& part : found_) part.clear();
     kept_.assign(chunks_.size(), 0);
     Bracket<T> last = first;
@@ -360,13 +221,8 @@ class Engine {
     const Chunk& chunk = chunks_[c];
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
     for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-      const TileInputs<T> in = inputs_of(item, row, col, n, s);
-      const std::int64_t byte = item.byte(row, col);
       StreamCounts counts{};
-      kept_[c] += kernels<T>().stream[static_cast<int>(in.criterion)](
-          in.weights, in.aux, item.prior != nullptr ? item.prior + byte : nullptr, n, high, low,
-          nan_.rank == NanRank::high, item.mask + byte, s.values, open, &counts);
-      if (counts.nan > 0) nan_.seen.store(true, std::memory_order_relaxed);
+      kept_[c] += stream_tile(item, row, col, n, high, low, nan_, s, open, counts);
       f(position(chunk, row, col), counts);
     });
   }
@@ -424,7 +280,8 @@ class Engine {
       for (const auto& candidate : part) ++bins[bin_of(candidate.key)];
     std::size_t bin = bins.size() - 1;
     std::int64_t left = rank;
-    for (; left > bins[bin]; --bin) left -= bins[bin];
+    for (; bin > 0 && left > bins[bin]; --bin) left -= bins[bin];
+    if (left > bins[bin]) throw_changed();
     struct Place {
       Key key;
       std::uint32_t at;
@@ -479,11 +336,13 @@ class Engine {
     for (int shift = static_cast<int>(sizeof(Key)) * 8 - 16;; shift -= 16) {
       const std::vector<std::uint64_t> bins = histogram(shift, prefix);
       std::size_t bin = bins.size() - 1;
-      for (; static_cast<std::uint64_t>(rank) > bins[bin]; --bin) rank -= static_cast<std::int64_t>(bins[bin]);
+      for (; bin > 0 && static_cast<std::uint64_t>(rank) > bins[bin]; --bin)
+        rank -= static_cast<std::int64_t>(bins[bin]);
+      if (static_cast<std::uint64_t>(rank) > bins[bin]) throw_changed();
       prefix = static_cast<Unsigned>(prefix << 16 | static_cast<Unsigned>(bin));
       kept_.assign(chunks_.size(), 0);
       if (shift == 0) {
-        mark_ties(signed_key(prefix), count);
+        if (!mark_ties(signed_key(prefix), count)) throw_changed();
         return;
       }
       if (bins[bin] <= static_cast<std::uint64_t>(small_size + size_ / 64)) {
@@ -545,7 +404,9 @@ class Engine {
           kept_[c] += kernels<T>().mark(s.keys, n, key, key, item.mask + item.byte(row, col), s.open, &open);
           equal[c] += open;
         });
-    fill_ties(key, equal, count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0}));
+    const std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
+    if (rank < 0 || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0})) throw_changed();
+    fill_ties(key, equal, rank);
     add_counts();
     return true;
   }
@@ -566,138 +427,6 @@ class Engine {
   std::vector<std::vector<Candidate<Key>>> found_;  // by chunk, in order
 };
 
-// The best `count` of every row, one row after the other in the cache: memory is read once.
-template <class T>
-class Rows {
- public:
-  using Key = typename KeyOf<T>::type;
-
-  Rows(Item& item, std::int64_t count, NanRule nan) : item_(item), count_(count), nan_(nan) {}
-
-  void run() {
-    item_.nnz = count_ * item_.rows();
-    if (item_.cols() > long_row) {
-      for (std::int64_t r = 0; r < item_.rows(); ++r) as_tensor(r);
-      return;
-    }
-    const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, item_.cols()));
-    PerWorker<RowScratch> scratch;
-    parallel_for((item_.rows() + step - 1) / step, scratch, [&](std::int64_t c, RowScratch& s) {
-      s.keys_of_row.resize(static_cast<std::size_t>(item_.cols() + 64));
-      for (std::int64_t row = c * step; row < std::min(item_.rows(), (c + 1) * step); ++row) {
-        // The bracket of the row before usually holds; else a sample of this one gives it; else all keys are sorted
-        // out.
-        const bool worth_it = item_.cols() >= 1024 && count_ > 0;
-        if (worth_it && s.known && try_bracket(row, s)) continue;
-        if (worth_it && draw(row, s) && try_bracket(row, s)) continue;
-        s.known = false;
-        by_keys(row, s);
-      }
-    });
-  }
-
- private:
-  struct RowScratch : Scratch<T> {
-    std::vector<Key> keys_of_row, sorted;
-    std::vector<Candidate<Key>> found;
-    bool known = false;
-    T low, high;
-  };
-
-  std::uint8_t* mask(std::int64_t row) const { return item_.mask + item_.byte(row, 0); }
-
-  bool draw(std::int64_t row, RowScratch& s) {
-    constexpr std::int64_t runs = 32;
-    Drawn<Key> drawn;
-    for (std::int64_t i = 0; i < runs; ++i)
-      draw_run(item_, row, (2 * i + 1) * item_.cols() / (2 * runs), nan_.rank, s, drawn);
-    Bracket<T> bracket;
-    if (!draw_bracket(drawn, static_cast<double>(count_) / static_cast<double>(item_.cols()), bracket)) return false;
-    s.low = score_of<T>(bracket.low);
-    s.high = score_of<T>(bracket.high);
-    return true;
-  }
-
-  bool try_bracket(std::int64_t row, RowScratch& s) {
-    s.found.clear();
-    std::int64_t kept = 0;
-    for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
-      const std::int64_t n = std::min(tile_size, item_.cols() - col), byte = item_.byte(row, col);
-      const TileInputs<T> in = inputs_of<T>(item_, row, col, n, s);
-      StreamCounts counts{};
-      kept += kernels<T>().stream[static_cast<int>(in.criterion)](
-          in.weights, in.aux, item_.prior != nullptr ? item_.prior + byte : nullptr, n, s.high, s.low,
-          nan_.rank == NanRank::high, item_.mask + byte, s.values, s.open, &counts);
-      if (counts.nan > 0) nan_.seen.store(true, std::memory_order_relaxed);
-      kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
-      for (std::int64_t j = 0; j < counts.open; ++j)
-        s.found.push_back({s.keys[j], static_cast<std::uint32_t>(col + s.open[j])});
-    }
-    const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.found.size());
-    if (rank < 0 || rank > found) return false;
-    if (rank > 0) {
-      std::nth_element(s.found.begin(), s.found.begin() + (rank - 1), s.found.end(),
-                       [](const auto& a, const auto& b) { return a.key != b.key ? a.key > b.key : a.at < b.at; });
-      for (std::int64_t i = 0; i < rank; ++i) set_bit(mask(row), s.found[static_cast<std::size_t>(i)].at);
-      aim(score_of<T>(s.found[static_cast<std::size_t>(rank - 1)].key), found, s);
-    }
-    return true;
-  }
-
-  // The next row's bracket: around this row's threshold, narrower where many candidates were met.
-  void aim(T threshold, std::int64_t found, RowScratch& s) const {
-    const T factor = found > item_.cols() / 8 ? T(0.7) : found < item_.cols() / 24 ? T(1.4) : T(1);
-    const T half = (s.high - s.low) / 2 * factor;
-    s.low = threshold - half;
-    s.high = threshold + half;
-    s.known = half > T{0} && half < std::numeric_limits<T>::max();
-  }
-
-  void by_keys(std::int64_t row, RowScratch& s) {
-    for (std::int64_t col = 0; col < item_.cols(); col += tile_size)
-      keys_of<T>(item_, row, col, std::min(tile_size, item_.cols() - col), nan_, s, s.keys_of_row.data() + col);
-    Key threshold = std::numeric_limits<Key>::max();
-    std::int64_t quota = 0;
-    if (count_ > 0) {
-      s.sorted.assign(s.keys_of_row.begin(), s.keys_of_row.begin() + item_.cols());
-      std::nth_element(s.sorted.begin(), s.sorted.begin() + (count_ - 1), s.sorted.end(), std::greater<Key>());
-      threshold = s.sorted[static_cast<std::size_t>(count_ - 1)];
-      quota = std::count(s.sorted.begin(), s.sorted.begin() + count_, threshold);
-    }
-    kernels<T>().mark_ties(s.keys_of_row.data(), item_.cols(), threshold, &quota, mask(row));
-  }
-
-  void as_tensor(std::int64_t r) {
-    std::vector<Item> row{item_};
-    row[0].source.weights = item_.source.weights.row(r);
-    if (item_.source.aux.rows() > 1) row[0].source.aux = item_.source.aux.row(r);
-    row[0].source.first_index += r * item_.cols();
-    row[0].base += r * item_.cols();
-    row[0].mask = mask(r);
-    if (item_.prior != nullptr) row[0].prior += item_.byte(r, 0);
-    Engine<T>(row, nan_).keep_top(count_);
-  }
-
-  Item& item_;
-  const std::int64_t count_;
-  NanRule nan_;
-};
-
-template <class T>
-void n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRule nan) {
-  const std::int64_t step = std::lcm<std::int64_t>(8, of), tile = tile_size / step * step;
-  std::vector<Chunk> chunks;
-  append_chunks(chunks, 0, item.rows(), item.cols(), tile);
-  PerWorker<Scratch<T>> scratch;
-  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t c, Scratch<T>& s) {
-    for_tiles(chunks[static_cast<std::size_t>(c)], tile, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-      keys_of(item, row, col, n, nan, s, s.keys);
-      kernels<T>().keep_n_of_m(s.keys, n, static_cast<int>(keep), static_cast<int>(of),
-                               item.mask + item.byte(row, col));
-    });
-  });
-  item.nnz = item.size() / of * keep;
-}
 // Keys of float64 if any of the tensors that compete is float64: widening keeps the order of float32 scores.
 template <class F>
 void as_widest(const std::vector<Item>& items, F&& f) {
@@ -728,14 +457,6 @@ double kth_score(Item item, std::int64_t count) {
 
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan) {
   as_widest(items, [&](auto zero) { Engine<decltype(zero)>(items, nan).keep_from(threshold); });
-}
-
-void keep_top_of_rows(Item& item, std::int64_t count, NanRule nan) {
-  dispatch(item.source.dtype(), [&](auto zero) { Rows<decltype(zero)>(item, count, nan).run(); });
-}
-
-void keep_n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRule nan) {
-  dispatch(item.source.dtype(), [&](auto zero) { n_of_m<decltype(zero)>(item, keep, of, nan); });
 }
 
 }  // namespace gossamer

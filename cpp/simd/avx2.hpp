@@ -17,14 +17,12 @@ namespace {
 struct VF32 {
   using Scalar = float;
   using Key = std::int32_t;
-  using Unsigned = std::uint32_t;
   static constexpr int lanes = 8;
   __m256 v;
 };
 struct VF64 {
   using Scalar = double;
   using Key = std::int64_t;
-  using Unsigned = std::uint64_t;
   static constexpr int lanes = 4;
   __m256d v;
 };

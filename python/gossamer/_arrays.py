@@ -37,8 +37,9 @@ def host(x: Array, function: str, argument: str) -> Host:
         x = x.detach()
     try:
         return np.from_dlpack(x)
-    except (BufferError, RuntimeError) as error:  # a dtype that numpy does not have, such as bfloat16
-        raise TypeError(f"{function}: {argument} must be float32 or float64, got {x.dtype}") from error
+    except Exception as error:  # a dtype that numpy does not have, a sparse layout, or whatever the library raises
+        what = f"{kind} of {getattr(x, 'dtype', 'unknown dtype')}"
+        raise TypeError(f"{function}: {argument} must be a dense array of float32 or float64, got {what}") from error
 
 
 def give_back(result: Host, like: Array) -> Array:
@@ -56,7 +57,7 @@ def output(out: Array | None, like: Array, shape: tuple[int, ...], dtype: Any, f
     Raises ValueError when ``out`` has another shape; its dtype and memory are checked by the core.
     """
     if out is None:
-        fresh: Host = np.empty(shape, dtype)
+        fresh = empty(shape, dtype, function)
         return fresh, give_back(fresh, like)
     view = host(out, function, "out")
     if view.shape != tuple(shape):
@@ -102,7 +103,10 @@ def partner(value: Any, names: dict[str, Array], params: Any, function: str, arg
 def require_number(x: object, function: str, argument: str) -> float:
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
-    return float(x)
+    try:
+        return float(x)
+    except OverflowError:
+        raise ValueError(f"{function}: {argument} must fit into a float64, got more") from None
 
 
 def require_text(x: object, function: str, argument: str) -> str:

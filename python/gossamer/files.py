@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,14 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask
     >>> gs.load(path)["w"].nnz
     3
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"save: tensors must be a mapping, got {type(tensors).__name__}")
     arrays: dict[str, Host] = {}
     kinds: dict[str, Any] = {}
 
     def add(name: str, array: Host) -> None:
+        if name == "__metadata__":
+            raise ValueError("save: names must differ from the reserved '__metadata__', got it")
         if name in arrays:
             raise ValueError(f"save: names must stay different with their endings, got {name!r} twice")
         arrays[name] = array
@@ -88,7 +92,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name, entry in kinds.items():
         try:
             result[name] = _restore(name, entry, arrays)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
             raise ValueError(f"load: {os.fspath(path)}: tensor {name!r} must be whole, got {error}") from error
     return result
 
@@ -118,19 +122,17 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: d
         raise OSError(code, os.strerror(code), os.fspath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-    data = serialize({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {_KEY: json.dumps(meta)})
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    data = serialize({name: np.asarray(a, order="C") for name, a in arrays.items()}, {_KEY: json.dumps(meta)})
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies, as to any new file
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's file is readable by its owner alone
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -146,7 +148,9 @@ def read_tensors(path: str | os.PathLike[str], function: str) -> tuple[dict[str,
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         known = json.loads(meta) if meta is not None else {}
     except (SafetensorError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{function}: {os.fspath(path)} must be a safetensors file, got {error}") from error
+        raise ValueError(
+            f"{function}: {os.fspath(path)} must be a safetensors file of numpy's dtypes, got {error}"
+        ) from error
     if not isinstance(known, dict):
         raise ValueError(f"{function}: {os.fspath(path)} must have a mapping as metadata, got {type(known).__name__}")
     return arrays, known

@@ -67,6 +67,8 @@ class SparseLinear:
         f = "SparseLinear.backward"
         grad, inputs = host(dy, f, "dy"), host(x, f, "x")
         for name, array, width in (("x", inputs, self.a.shape[1]), ("dy", grad, self.a.shape[0])):
+            if array.dtype not in (np.float32, np.float64):
+                raise TypeError(f"{f}: {name} must be float32 or float64, got {array.dtype}")
             if array.ndim != 2 or array.shape != (inputs.shape[0], width):
                 batch = inputs.shape[0] if inputs.ndim == 2 else "batch"
                 raise ValueError(f"{f}: {name} must have the shape ({batch}, {width}), got {array.shape}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, host, matrix_shape
+from gossamer._arrays import Array, Host, empty, host, matrix_shape
 
 
 class Mask:
@@ -41,6 +41,8 @@ class Mask:
     __slots__ = ("_cols", "_nnz", "_packed", "_rows", "_shape")
 
     def __init__(self, shape: tuple[int, ...], packed: Array) -> None:
+        if not isinstance(shape, (tuple, list)) or not all(isinstance(n, (int, np.integer)) for n in shape):
+            raise TypeError(f"Mask: shape must be a tuple of ints, got {shape!r}")
         shape = tuple(int(n) for n in shape)
         if any(n < 0 for n in shape):
             raise ValueError(f"Mask: shape must not be negative, got {shape}")
@@ -62,9 +64,9 @@ class Mask:
         return mask
 
     @classmethod
-    def _blank(cls, shape: tuple[int, ...]) -> Host:
+    def _blank(cls, shape: tuple[int, ...], function: str) -> Host:
         rows, cols = matrix_shape(shape)
-        return np.empty((rows, -(-cols // 8)), np.uint8)
+        return empty((rows, -(-cols // 8)), np.uint8, function)
 
     def _take(self, shape: tuple[int, ...], packed: Host, nnz: int | None = None) -> None:
         self._shape = shape

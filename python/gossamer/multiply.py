@@ -37,7 +37,8 @@ def matmul(
     Returns
     -------
     ``[rows, n]`` (or ``[rows]``) in x's dtype and library. float32 accumulates in float32 (in runs of 256 products),
-    float64 in float64; with one of each, the product is computed in float64. A position that is not kept takes no part,
+    float64 in float64; with one of each, the product is computed in float64 (float32 values of ``a`` are then
+    widened at every call). A position that is not kept takes no part,
     except in format "dense", where it multiplies as 0 (an infinity in ``x`` then gives NaN).
 
     Raises
@@ -136,10 +137,11 @@ def _dense_product(
     assert w is not None
     flat = x.reshape(matrix_shape(x.shape))
     left, right = (flat, w.T) if linear else (w, flat)
-    if out.dtype == np.result_type(left, right):
-        np.matmul(left, right, out=out)
-    else:
-        out[...] = np.matmul(left, right)
+    with np.errstate(all="ignore"):  # a caller's errstate must not stop the product halfway through `out`
+        if out.dtype == np.result_type(left, right):
+            np.matmul(left, right, out=out)
+        else:
+            out[...] = np.matmul(left, right)
     if bias is not None or act != "identity" or residual is not None:
         _core.epilogue(f, linear, bias, act, residual, out)
 
@@ -150,7 +152,8 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     Parameters
     ----------
     x : float32 or float64 ``[rows, k]``.
-    y : ``[cols, k]``, same dtype. Inputs whose rows are not contiguous are packed into scratch of their size.
+    y : ``[cols, k]``. With one float32 and one float64 input the result is float64. Inputs whose rows are not
+        contiguous, or not of the result's dtype, are packed into scratch of their size.
     pattern : ``[rows, cols]``.
     out : a contiguous array ``[nnz]`` of the result's dtype that receives the values and is then held by the result.
 
@@ -183,6 +186,8 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     values, _ = output(out, np.empty(0), (structure.nnz,), dtype, f)
     if values.dtype != dtype:
         raise TypeError(f"{f}: out must be {dtype}, got {values.dtype}")
+    if not values.flags.writeable:
+        raise ValueError(f"{f}: out must be writable, got a read-only array")
     if out is not None and not values.flags.c_contiguous:
         raise ValueError(f"{f}: out must be contiguous, got strides {values.strides}")
     if out is not None and (np.may_share_memory(values, left) or np.may_share_memory(values, right)):

@@ -30,7 +30,7 @@ def select(
     nan: str,
 ) -> dict[str, Mask]:
     """One call of the core: masks for all tensors, and with ``outs`` the pruned weights too."""
-    bits = [Mask._blank(shape) for shape in shapes]
+    bits = [Mask._blank(shape, function) for shape in shapes]
     allowed = [
         None if priors[name] is None else packed_bits(priors[name], shape, function, "prior", name)
         for name, shape in zip(inputs.names, shapes, strict=True)

@@ -46,7 +46,7 @@ class Structure:
     def mask(self) -> Mask:
         with self._lock:
             if self._mask is None:
-                packed = Mask._blank(self.shape)
+                packed = Mask._blank(self.shape, "SparseMatrix.mask")
                 _core.pattern_to_mask(*self.shape, *self.csr(), packed)
                 self._mask = Mask._own(self.shape, packed, self.nnz)
             return self._mask
@@ -56,9 +56,9 @@ class Structure:
         with self._lock:
             if self._csr is None:
                 packed = self.mask().packed
-                indptr = np.empty(self.shape[0] + 1, np.int64)
+                indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
                 _core.mask_to_indptr(packed, *self.shape, indptr)
-                indices = np.empty(self.nnz, index_dtype(self.shape[1]))
+                indices = empty((self.nnz,), index_dtype(self.shape[1]), "SparseMatrix")
                 _core.mask_to_indices(packed, *self.shape, indptr, indices)
                 self._csr = _freeze(indptr, indices)
             return self._csr
@@ -156,7 +156,7 @@ class SparseMatrix:
         dense = host(w, "SparseMatrix.from_dense", "w")
         shape = matrix_shape(dense.shape)
         if mask is None:
-            packed = Mask._blank(shape)
+            packed = Mask._blank(shape, "SparseMatrix.from_dense")
             _core.nonzero_mask("SparseMatrix.from_dense", dense, packed)
         else:
             packed = packed_bits(mask, dense.shape, "SparseMatrix.from_dense", "mask")
@@ -218,6 +218,8 @@ class SparseMatrix:
         if not hasattr(a, "tocsr"):
             raise TypeError(f"{f}: a must be a scipy sparse matrix, got {type(a).__name__}")
         _value_dtype(a.dtype, f)
+        if len(a.shape) != 2:
+            raise ValueError(f"{f}: a must have two dimensions, got the shape {a.shape}")
         csr = a.tocsr(copy=True)
         csr.sum_duplicates()  # sorts too
         return cls.from_csr(csr.indptr, csr.indices, csr.data, csr.shape)
@@ -317,10 +319,8 @@ class SparseMatrix:
 
 
 def _rebuild(shape: tuple[int, int], indptr: Host, indices: Host, values: Host, format: str, plan: str) -> SparseMatrix:
-    checked = SparseMatrix.from_csr(indptr, indices, values, shape)
-    return SparseMatrix._make(
-        checked._structure, np.array(values), format if format in _FORMATS[1:] else "csr", str(plan)
-    )
+    a = SparseMatrix.from_csr(indptr, indices, values, shape)  # a pickle is checked like anything from outside
+    return SparseMatrix._make(a._structure, a.values, format if format in _FORMATS[1:] else "csr", str(plan))
 
 
 def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]:

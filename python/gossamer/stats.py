@@ -127,15 +127,19 @@ class Stats:
         from gossamer.files import read_tensors
 
         tensors, meta = read_tensors(path, "Stats.load")
-        entry = meta.get("stats")
-        if not isinstance(entry, dict) or not isinstance(entry.get("count"), (int, float)):
-            raise ValueError(f"Stats.load: {os.fspath(path)} must be a file written by Stats.save, got another")
-        stats = cls(str(entry.get("kind")), decay=entry.get("decay"))
-        stats.count = float(entry["count"])
-        sums = tensors.get("sums")
-        if sums is not None and sums.dtype != np.float64:
-            raise ValueError(f"Stats.load: sums must be float64, got {sums.dtype}")
-        stats._sums = sums
+        entry, sums = meta.get("stats"), tensors.get("sums")
+        try:
+            if not isinstance(entry, dict) or not 0 <= float(entry["count"]) < math.inf:
+                raise ValueError("no count")
+            if sums is not None and (sums.dtype != np.float64 or np.isnan(sums).any()):
+                raise ValueError("sums that are not float64 numbers")
+            if sums is not None and entry["kind"] != "movement" and (sums < 0).any():
+                raise ValueError("negative sums of squares")
+            stats = cls(entry["kind"], decay=entry["decay"])
+        except (KeyError, TypeError, ValueError) as error:
+            where = os.fspath(path)
+            raise ValueError(f"Stats.load: {where} must be a file written by Stats.save, got {error}") from error
+        stats.count, stats._sums = float(entry["count"]), sums
         return stats
 
     @property

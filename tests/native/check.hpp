@@ -23,11 +23,12 @@ inline std::atomic<int> failures{0};
 
 // "" for CHECK(x), the printed text for CHECK(x, "n=%d", n)
 inline std::string note() { return ""; }
-template <class... Values>
-std::string note(const char* pattern, Values... values) {
+inline std::string note(const char* text) { return std::string(": ") + text; }
+template <class First, class... Rest>
+std::string note(const char* pattern, First first, Rest... rest) {
   char text[512];
-  std::snprintf(text, sizeof text, pattern, values...);
-  return std::string(": ") + text;
+  std::snprintf(text, sizeof text, pattern, first, rest...);
+  return note(text);
 }
 
 inline void fail(const char* file, int line, const char* expression, const std::string& note) {

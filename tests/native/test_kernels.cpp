@@ -105,7 +105,11 @@ TEST(scores_are_the_same_everywhere) {
     same_everywhere<T>("add_lanes", n, [&](const TypedKernels<T>& table) {
       Heap<double> lanes(8);
       const Heap<T> zeros(n);
-      table.add_lanes(mix == Mix::wild ? zeros.data() : w.data(), n, lanes.data());
+      const T* from = mix == Mix::wild ? zeros.data() : w.data();
+      table.add_lanes(from, n, lanes.data());
+      double expected[8] = {};
+      for (std::int64_t i = 0; i < n; ++i) expected[i % 8] += static_cast<double>(from[i]);
+      CHECK(std::equal(expected, expected + 8, lanes.data()));
       return lanes;
     });
   });

@@ -70,6 +70,12 @@ int threads_of_process() {
 #endif
 }
 
+// A joined thread may be listed for a moment longer.
+bool threads_become(int n) {
+  for (int i = 0; i < 20000 && threads_of_process() != n; ++i) pause(100);
+  return threads_of_process() == n;
+}
+
 }  // namespace
 
 TEST(every_chunk_runs_once) {
@@ -256,13 +262,14 @@ TEST(the_number_of_threads_changes_while_others_run) {
 TEST(shutdown_ends_the_threads_and_the_next_job_starts_them) {
   set_num_threads(3);
   shutdown_threads();
+  pause(20000);
   const int before = threads_of_process();
   for (int repeat = 0; repeat < 5; ++repeat) {
     CHECK(runs_at_once(3));
-    CHECK(before < 0 || threads_of_process() == before + 2);
+    CHECK(before < 0 || threads_become(before + 2));
     shutdown_threads();
     shutdown_threads();
-    CHECK(threads_of_process() == before);
+    CHECK(before < 0 || threads_become(before));
     CHECK(num_threads() == 3);
   }
   std::vector<std::thread> callers;
@@ -274,7 +281,16 @@ TEST(shutdown_ends_the_threads_and_the_next_job_starts_them) {
   CHECK(job_is_right(100));
 }
 
-#if defined(__unix__)
+// ThreadSanitizer's runtime does not support threads in the child of a process that had threads ("dup thread with used
+// id"): the other builds run these.
+#if defined(__SANITIZE_THREAD__)
+#define NO_FORK_TESTS
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NO_FORK_TESTS
+#endif
+#endif
+#if defined(__unix__) && !defined(NO_FORK_TESTS)
 
 namespace {
 

@@ -78,7 +78,7 @@ GOSSAMER_API int32_t gossamer_get_num_threads(void);
 /* Joins and frees gossamer's threads; they come back with the next call. Call it when no other call is running. */
 GOSSAMER_API void gossamer_shutdown(void);
 
-/* Bytes of a packed mask for an array: rows * ceil(cols / 8). */
+/* Bytes of a packed mask for an array: rows * ceil(cols / 8); -1, with an error set, for a bad descriptor. */
 GOSSAMER_API int64_t gossamer_mask_bytes(const gossamer_array* array);
 
 /* Scores of one array, written to `scores` (same shape, dtype of the weights). `method` as in Python ("magnitude",
@@ -100,9 +100,10 @@ GOSSAMER_API gossamer_status gossamer_apply_mask(const gossamer_array* weights, 
                                                  const gossamer_array* out);
 
 /* out = act(A X + bias) + residual, A [rows, cols], X [cols, n]; or, when `linear` is not 0,
- * out = act(X A^T + bias) + residual, X [n, cols]. bias [rows] and residual (as out) may be NULL. */
+ * out = act(X A^T + bias) + residual, X [n, cols]. bias [rows] and residual (as out) may be NULL.
+ * `activation` is a gossamer_activation; x has the dtype of A. */
 GOSSAMER_API gossamer_status gossamer_matmul_csr(const gossamer_csr* a, const gossamer_array* x, int32_t linear,
-                                                 const gossamer_array* bias, gossamer_activation activation,
+                                                 const gossamer_array* bias, int32_t activation,
                                                  const gossamer_array* residual, const gossamer_array* out);
 
 #ifdef __cplusplus

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact selection within rows, and within windows of a row.
+#include <algorithm>
+#include <numeric>
+
+#include "core/parallel.hpp"
+#include "ops/topk_tiles.hpp"
+
+namespace gossamer {
+namespace {
+
+constexpr std::int64_t long_row = 1 << 18;  // elements; longer rows leave the cache and are selected like tensors
+
+// The best `count` of every row, one row after the other in the cache: memory is read once.
+template <class T>
+class Rows {
+ public:
+  using Key = typename KeyOf<T>::type;
+
+  Rows(Item& item, std::int64_t count, NanRule nan) : item_(item), count_(count), nan_(nan) {}
+
+  void run() {
+    item_.nnz = count_ * item_.rows();
+    if (item_.cols() > long_row) {
+      for (std::int64_t r = 0; r < item_.rows(); ++r) as_tensor(r);
+      return;
+    }
+    const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, item_.cols()));
+    PerWorker<RowScratch> scratch;
+    parallel_for((item_.rows() + step - 1) / step, scratch, [&](std::int64_t c, RowScratch& s) {
+      s.keys_of_row.resize(static_cast<std::size_t>(item_.cols() + 64));
+      for (std::int64_t row = c * step; row < std::min(item_.rows(), (c + 1) * step); ++row) {
+        // The bracket of the row before usually holds; else a sample of this one gives it; else all keys are sorted
+        // out.
+        const bool worth_it = item_.cols() >= 1024 && count_ > 0;
+        if (worth_it && s.known && try_bracket(row, s)) continue;
+        if (worth_it && draw(row, s) && try_bracket(row, s)) continue;
+        s.known = false;
+        by_keys(row, s);
+      }
+    });
+  }
+
+ private:
+  struct RowScratch : Scratch<T> {
+    std::vector<Key> keys_of_row, sorted;
+    std::vector<Candidate<Key>> found;
+    bool known = false;
+    T low, high;
+  };
+
+  std::uint8_t* mask(std::int64_t row) const { return item_.mask + item_.byte(row, 0); }
+
+  bool draw(std::int64_t row, RowScratch& s) {
+    constexpr std::int64_t runs = 32;
+    Drawn<Key> drawn;
+    for (std::int64_t i = 0; i < runs; ++i)
+      draw_run(item_, row, (2 * i + 1) * item_.cols() / (2 * runs), nan_.rank, s, drawn);
+    Bracket<T> bracket;
+    if (!draw_bracket(drawn, static_cast<double>(count_) / static_cast<double>(item_.cols()), bracket)) return false;
+    s.low = score_of<T>(bracket.low);
+    s.high = score_of<T>(bracket.high);
+    return true;
+  }
+
+  bool try_bracket(std::int64_t row, RowScratch& s) {
+    s.found.clear();
+    std::int64_t kept = 0;
+    for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
+      StreamCounts counts{};
+      kept += stream_tile<T>(item_, row, col, std::min(tile_size, item_.cols() - col), s.high, s.low, nan_, s, s.open,
+                             counts);
+      kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
+      for (std::int64_t j = 0; j < counts.open; ++j)
+        s.found.push_back({s.keys[j], static_cast<std::uint32_t>(col + s.open[j])});
+    }
+    const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.found.size());
+    if (rank < 0 || rank > found) return false;
+    if (rank > 0) {
+      std::nth_element(s.found.begin(), s.found.begin() + (rank - 1), s.found.end(),
+                       [](const auto& a, const auto& b) { return a.key != b.key ? a.key > b.key : a.at < b.at; });
+      for (std::int64_t i = 0; i < rank; ++i) set_bit(mask(row), s.found[static_cast<std::size_t>(i)].at);
+      aim(score_of<T>(s.found[static_cast<std::size_t>(rank - 1)].key), found, s);
+    }
+    return true;
+  }
+
+  // The next row's bracket: around this row's threshold, narrower where many candidates were met.
+  void aim(T threshold, std::int64_t found, RowScratch& s) const {
+    const T factor = found > item_.cols() / 8 ? T(0.7) : found < item_.cols() / 24 ? T(1.4) : T(1);
+    const T half = (s.high - s.low) / 2 * factor;
+    s.low = threshold - half;
+    s.high = threshold + half;
+    s.known = half > T{0} && half < std::numeric_limits<T>::max();
+  }
+
+  void by_keys(std::int64_t row, RowScratch& s) {
+    for (std::int64_t col = 0; col < item_.cols(); col += tile_size)
+      keys_of<T>(item_, row, col, std::min(tile_size, item_.cols() - col), nan_, s, s.keys_of_row.data() + col);
+    Key threshold = std::numeric_limits<Key>::max();
+    std::int64_t quota = 0;
+    if (count_ > 0) {
+      s.sorted.assign(s.keys_of_row.begin(), s.keys_of_row.begin() + item_.cols());
+      std::nth_element(s.sorted.begin(), s.sorted.begin() + (count_ - 1), s.sorted.end(), std::greater<Key>());
+      threshold = s.sorted[static_cast<std::size_t>(count_ - 1)];
+      quota = std::count(s.sorted.begin(), s.sorted.begin() + count_, threshold);
+    }
+    kernels<T>().mark_ties(s.keys_of_row.data(), item_.cols(), threshold, &quota, mask(row));
+  }
+
+  void as_tensor(std::int64_t r) {
+    std::vector<Item> row{item_};
+    row[0].source.weights = item_.source.weights.row(r);
+    if (item_.source.aux.rows() > 1) row[0].source.aux = item_.source.aux.row(r);
+    row[0].source.first_index += r * item_.cols();
+    row[0].base += r * item_.cols();
+    row[0].mask = mask(r);
+    if (item_.prior != nullptr) row[0].prior += item_.byte(r, 0);
+    keep_top(row, count_, nan_);
+  }
+
+  Item& item_;
+  const std::int64_t count_;
+  NanRule nan_;
+};
+
+template <class T>
+void n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRule nan) {
+  const std::int64_t step = std::lcm<std::int64_t>(8, of), tile = tile_size / step * step;
+  std::vector<Chunk> chunks;
+  append_chunks(chunks, 0, item.rows(), item.cols(), tile);
+  PerWorker<Scratch<T>> scratch;
+  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t c, Scratch<T>& s) {
+    for_tiles(chunks[static_cast<std::size_t>(c)], tile, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+      keys_of(item, row, col, n, nan, s, s.keys);
+      kernels<T>().keep_n_of_m(s.keys, n, static_cast<int>(keep), static_cast<int>(of),
+                               item.mask + item.byte(row, col));
+    });
+  });
+  item.nnz = item.size() / of * keep;
+}
+}  // namespace
+
+void keep_top_of_rows(Item& item, std::int64_t count, NanRule nan) {
+  dispatch(item.source.dtype(), [&](auto zero) { Rows<decltype(zero)>(item, count, nan).run(); });
+}
+
+void keep_n_of_m(Item& item, std::int64_t keep, std::int64_t of, NanRule nan) {
+  dispatch(item.source.dtype(), [&](auto zero) { n_of_m<decltype(zero)>(item, keep, of, nan); });
+}
+
+}  // namespace gossamer

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the engines of topk.cpp and topk_rows.cpp share: tiles of scores and keys, and brackets drawn from samples.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "ops/topk.hpp"
+
+namespace gossamer {
+
+template <class T>
+struct Scratch : ScoreScratch<T> {
+  using Key = typename KeyOf<T>::type;
+  alignas(64) Key keys[tile_size + 64];
+  T values[tile_size];
+  std::uint32_t open[tile_size];
+  ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
+};
+
+// A score that may or may not be kept; `at` counts from the beginning of its chunk.
+template <class Key>
+struct Candidate {
+  Key key;
+  std::uint32_t at;
+};
+
+template <class T>
+inline typename KeyOf<T>::type key_of(T score) {  // of a number
+  typename KeyOf<T>::type key[64];
+  kernels<T>().keys(&score, 1, NanRank::low, key);
+  return key[0];
+}
+
+template <class T>
+inline T score_of(typename KeyOf<T>::type key) {
+  using Key = typename KeyOf<T>::type;
+  using Unsigned = typename KeyOf<T>::unsigned_type;
+  const Key bits = static_cast<Key>(key ^ static_cast<Key>(static_cast<Unsigned>(key >> (sizeof(Key) * 8 - 1)) >> 1));
+  T score;
+  std::memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+template <class T>
+TileInputs<T> inputs_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
+  if constexpr (sizeof(T) == 8) {
+    if (item.source.dtype() == DType::float32) {
+      const float* narrow = score_tile(item.source, row, col, n, s.narrow);
+      std::copy(narrow, narrow + n, s.aux);
+      return {Criterion::identity, s.aux, s.aux};
+    }
+  }
+  return tile_inputs(item.source, row, col, n, s);
+}
+
+template <class T>
+const T* scores_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
+  const TileInputs<T> in = inputs_of(item, row, col, n, s);
+  if (in.criterion == Criterion::identity) return in.aux;
+  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, s.scores, n);
+  return s.scores;
+}
+
+// Keys of a tile, padded to a multiple of 64; NaN is ranked and noticed.
+template <class T>
+void keys_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, NanRule nan, Scratch<T>& s,
+             typename KeyOf<T>::type* out) {
+  const auto& table = kernels<T>();
+  const std::int64_t first = table.keys(scores_of(item, row, col, n, s), n, nan.rank, out);
+  if (first < n) nan.seen.store(true, std::memory_order_relaxed);
+  if (item.prior != nullptr) table.exclude(item.prior + item.byte(row, col), n, out);
+}
+
+// Runs the stream kernel over a tile: sets the mask's bits above `high`, puts the open scores into s.values and their
+// positions into `open` (null: only counts them), notices NaN; -> how many bits were set.
+template <class T>
+std::int64_t stream_tile(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, T high, T low,
+                         NanRule nan, Scratch<T>& s, std::uint32_t* open, StreamCounts& counts) {
+  const TileInputs<T> in = inputs_of(item, row, col, n, s);
+  const std::int64_t byte = item.byte(row, col);
+  const std::int64_t kept = kernels<T>().stream[static_cast<int>(in.criterion)](
+      in.weights, in.aux, item.prior != nullptr ? item.prior + byte : nullptr, n, high, low, nan.rank == NanRank::high,
+      item.mask + byte, s.values, open, &counts);
+  if (counts.nan > 0) nan.seen.store(true, std::memory_order_relaxed);
+  return kept;
+}
+
+// Between these two keys the last one to keep is expected; both are numbers.
+template <class T>
+struct Bracket {
+  using Key = typename KeyOf<T>::type;
+  Key low = key_of(-std::numeric_limits<T>::infinity());
+  Key high = key_of(std::numeric_limits<T>::infinity());
+};
+
+// Ranks of a bracket around rank `middle`, 4 standard deviations to each side.
+struct Ranks {
+  std::int64_t high, low;
+  Ranks(double middle, double variance)
+      : high(static_cast<std::int64_t>(std::floor(middle - 4 * std::sqrt(variance) - 2))),
+        low(static_cast<std::int64_t>(std::ceil(middle + 4 * std::sqrt(variance) + 2))) {}
+};
+
+// Variance of the sum of counts from parts at a fixed stride, by the squared differences of neighbours: right for
+// random data, wide for blocked data, and narrow for sorted data, where a fixed stride is the best sample there is
+// (Wolter 1984, J. Am. Stat. Assoc. 79: the estimator v2 of systematic sampling).
+inline double systematic_variance(const std::vector<std::int64_t>& counts) {
+  double squares = 0;
+  for (std::size_t i = 1; i < counts.size(); ++i) {
+    const auto d = static_cast<double>(counts[i] - counts[i - 1]);
+    squares += d * d / 2;
+  }
+  return squares;
+}
+
+// A sample: runs of up to 16 neighbours, and where each run ends.
+template <class Key>
+struct Drawn {
+  std::vector<Key> keys;
+  std::vector<std::size_t> ends;
+};
+
+template <class T, class Key>
+void draw_run(const Item& item, std::int64_t row, std::int64_t col, NanRank rank, Scratch<T>& s, Drawn<Key>& drawn) {
+  std::atomic<bool> ignored{false};
+  col = col / 16 * 16;
+  const std::int64_t n = std::min<std::int64_t>(16, item.cols() - col);
+  keys_of(item, row, col, n, NanRule{rank, ignored}, s, s.keys);
+  for (std::int64_t j = 0; j < n; ++j)
+    if (s.keys[j] > std::numeric_limits<Key>::min()) drawn.keys.push_back(s.keys[j]);
+  drawn.ends.push_back(drawn.keys.size());
+}
+
+// The bracket of the best `share`; false when the sample says too little.
+template <class T, class Key>
+bool draw_bracket(Drawn<Key>& drawn, double share, Bracket<T>& bracket) {
+  const auto n = static_cast<std::int64_t>(drawn.keys.size());
+  if (n < 64) return false;
+  std::vector<Key> keys = drawn.keys;
+  const double middle = share * static_cast<double>(n);
+  const auto at = [&](std::int64_t rank) { return keys.begin() + std::clamp<std::int64_t>(rank, 0, n - 1); };
+  const auto center = at(static_cast<std::int64_t>(middle));
+  std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
+  std::vector<std::int64_t> counts;
+  for (std::size_t i = 0, begin = 0; i < drawn.ends.size(); begin = drawn.ends[i++])
+    counts.push_back(std::count_if(drawn.keys.begin() + static_cast<std::ptrdiff_t>(begin),
+                                   drawn.keys.begin() + static_cast<std::ptrdiff_t>(drawn.ends[i]),
+                                   [&](Key k) { return k >= *center; }));
+  const Ranks ranks(middle, systematic_variance(counts));
+  if (ranks.low < n) {
+    std::nth_element(center, at(ranks.low), keys.end(), std::greater<Key>());
+    bracket.low = std::max(bracket.low, *at(ranks.low));
+  }
+  if (ranks.high >= 0) {
+    std::nth_element(keys.begin(), at(ranks.high), center, std::greater<Key>());
+    bracket.high = std::min(bracket.high, *at(ranks.high));
+  }
+  return bracket.low <= bracket.high;
+}
+
+// Selection reads its inputs more than once; when the counts do not add up, somebody has written to them in between.
+[[noreturn]] inline void throw_changed() {
+  throw Error(GOSSAMER_ERROR_RUNTIME,
+              "select: scores must not change during the call, got other values on a second read");
+}
+
+}  // namespace gossamer
