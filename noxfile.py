@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CI runs, session by session: ``nox`` for all, ``nox -s lint`` for one."""
+
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "native", "package"]
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+PRESETS = ("dev", "asan-ubsan", "tsan")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite on an installed package."""
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatters, linter and types, all strict."""
+    dependencies = nox.project.load_toml("pyproject.toml")["project"]["dependencies"]
+    session.install(*dependencies, "ruff", "mypy", "nox", "pytest", "clang-format==14.0.6")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    sources = [str(p) for folder in ("cpp", "cuda", "tests", "bench") for p in sorted((ROOT / folder).rglob("*.[ch]*"))]
+    sources = [p for p in sources if Path(p).suffix in (".c", ".h", ".cpp", ".hpp")]
+    session.run("clang-format", "--dry-run", "-Werror", *sources)
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """The C++ and C tests: optimised with warnings as errors, then under the sanitizers."""
+    session.install("cmake", "ninja")
+    for preset in session.posargs or PRESETS:
+        session.run("cmake", "--preset", preset)
+        session.run("cmake", "--build", "--preset", preset)
+        session.run("ctest", "--preset", preset)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """An sdist, a wheel from nothing but the sdist, and the installed command."""
+    session.install("build", "twine")
+    dist = Path(session.create_tmp()).resolve()
+    for old in dist.glob("gossamer*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.glob("gossamer*")))
+    session.install("--force-reinstall", "--no-deps", *map(str, dist.glob("*.whl")))
+    session.install(*map(str, dist.glob("*.whl")))
+    session.chdir(dist)  # not the source tree
+    session.run("gossamer", "info")
+    session.run("python", "-c", "import gossamer as gs; gs.prune; assert gs.info()['version'] == gs.__version__")

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects of each instruction set: nothing in them may reach a CPU that lacks it, and the vectors are there."""
+
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ("g++", "nm", "objdump")
+LEVELS = ("baseline", "avx2", "avx512")
+
+pytestmark = [
+    pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason="needs g++, nm and objdump"),
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 objects"),
+]
+
+
+def flags(level: str) -> list[str]:
+    """As cpp/cmake/Isa.cmake, the only place that has them, says."""
+    text = (ROOT / "cpp/cmake/Isa.cmake").read_text()
+    found = dict(re.findall(r'set\(GOSSAMER_ISA_(\w+)\s+"([^"]*)"\)', text))
+    expanded = found.get(level, "").replace("${GOSSAMER_ISA_avx2}", found["avx2"])
+    assert level == "baseline" or expanded
+    return [flag for flag in expanded.split(";") if flag]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    folder = tmp_path_factory.mktemp("objects")
+    built = {}
+    for level in LEVELS:
+        for kind, optimise in (("debug", ["-O0", "-g"]), ("release", ["-O3"])):
+            target = folder / f"{level}-{kind}.o"
+            command = ["g++", "-std=c++20", *optimise, "-ffp-contract=off", "-fno-exceptions", "-fno-math-errno"]
+            command += [*flags(level), f"-I{ROOT / 'cpp'}", f"-I{ROOT / 'cpp/include'}"]
+            subprocess.run([*command, "-c", str(ROOT / f"cpp/isa/{level}.cpp"), "-o", str(target)], check=True)
+            built[level, kind] = target
+    return built
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_weak_symbol_and_one_definition(objects: dict[tuple[str, str], Path], level: str) -> None:
+    """An inline function compiled for AVX2 that the linker kept for everyone would crash older CPUs."""
+    symbols = [line.split() for line in run("nm", "-C", str(objects[level, "debug"])).splitlines()]
+    kinds = {(fields[-2], fields[-1]) for fields in symbols if len(fields) >= 2}
+    weak = [name for kind, name in kinds if kind in "WwVvu"]
+    assert not weak
+    assert [name for kind, name in kinds if kind in "TDBR"] == [f"gossamer::kernels_{level}"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_calls_nothing_but_the_c_library(objects: dict[tuple[str, str], Path], level: str) -> None:
+    undefined = {line.split()[-1] for line in run("nm", "-u", str(objects[level, "release"])).splitlines()}
+    allowed = {"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "memcpy", "memset", "memmove"}
+    allowed |= {"expf", "exp", "erff", "erf", "tanhf", "tanh", "__popcountdi2"}
+    assert undefined <= allowed
+
+
+def body(objects: dict[tuple[str, str], Path], level: str, function: str) -> str:
+    text = run("objdump", "-dC", "--no-show-raw-insn", str(objects[level, "release"]))
+    parts = re.split(r"\n(?=[0-9a-f]{16} <)", text)
+    found = [part for part in parts if function in part.split("\n", 1)[0]]
+    assert found, f"no {function} in the {level} object"
+    return "\n".join(found)
+
+
+def test_the_baseline_has_no_vex_instruction(objects: dict[tuple[str, str], Path]) -> None:
+    text = run("objdump", "-d", "--no-show-raw-insn", str(objects["baseline", "release"]))
+    assert not re.search(r"\t(v[a-z]+(ps|pd|ss|sd|dq|q|d)|[a-z]+\s+.*%ymm)", text)
+
+
+def test_avx2_selects_and_multiplies_in_ymm(objects: dict[tuple[str, str], Path]) -> None:
+    stream = body(objects, "avx2", "::stream<gossamer::(anonymous namespace)::Taylor, float>")
+    assert "vcmpgt_oqps" in stream
+    assert "vmulps" in stream
+    assert "call" not in stream
+    assert "vfmadd" not in stream  # scores round after every operation
+    assert re.search(r"vfmadd\d+ps.*%ymm", body(objects, "avx2", "::spmm<float, int, 4>"))
+
+
+def test_avx512_compares_into_mask_registers(objects: dict[tuple[str, str], Path]) -> None:
+    """Never run on our machines: at least the instructions are what the text means."""
+    stream = body(objects, "avx512", "::stream<gossamer::(anonymous namespace)::Magnitude, float>")
+    assert re.search(r"vcmp\w*ps.*%zmm\d+,%k\d", stream)
+    assert re.search(r"vfmadd\d+ps.*%zmm", body(objects, "avx512", "::spmm<float, int, 4>"))
+    assert re.search(r"\{%k\d\}\{z\}", body(objects, "avx512", "::apply<float>"))
