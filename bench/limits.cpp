@@ -29,7 +29,8 @@ constexpr int vector_bytes = 16;
 #endif
 
 constexpr int repetitions = 25;  // short ones: other programs will hardly meet every single one
-constexpr int chains = 12;  // independent multiply-adds in flight: at least latency x units (4 x 2), at most the registers
+constexpr int chains =
+    12;  // independent multiply-adds in flight: at least latency x units (4 x 2), at most the registers
 
 typedef float Floats __attribute__((vector_size(vector_bytes)));
 typedef double Doubles __attribute__((vector_size(vector_bytes)));

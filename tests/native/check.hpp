@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The whole test framework: TEST(name) { CHECK(...); } and one RUN_TESTS() per program. Arguments name the tests to run.
+// The whole test framework: TEST(name) { CHECK(...); } and one RUN_TESTS() per program. Arguments name the tests to
+// run.
 #pragma once
 #include <atomic>
 #include <cstdio>
@@ -61,23 +62,23 @@ inline int run(int count, char** names) {
 
 }  // namespace check
 
-#define TEST(name)                                                                \
-  static void name();                                                             \
+#define TEST(name)                                                                    \
+  static void name();                                                                 \
   static const bool name##_listed = (check::tests().push_back({#name, &name}), true); \
   static void name()
 #define CHECK(expression, ...) \
   ((expression) ? void() : check::fail(__FILE__, __LINE__, #expression, check::note(__VA_ARGS__)))
 // The message of the gossamer::Error that the expression must throw; a failed check if it throws none.
-#define CHECK_THROWS(wanted, fragment, ...)                                                                   \
-  do {                                                                                                        \
-    bool thrown = false;                                                                                      \
-    try {                                                                                                     \
-      __VA_ARGS__;                                                                                            \
-    } catch (const gossamer::Error& error) {                                                                  \
-      thrown = error.status() == (wanted) && std::strstr(error.what(), fragment) != nullptr;                  \
+#define CHECK_THROWS(wanted, fragment, ...)                                                                     \
+  do {                                                                                                          \
+    bool thrown = false;                                                                                        \
+    try {                                                                                                       \
+      __VA_ARGS__;                                                                                              \
+    } catch (const gossamer::Error& error) {                                                                    \
+      thrown = error.status() == (wanted) && std::strstr(error.what(), fragment) != nullptr;                    \
       if (!thrown) std::fprintf(stderr, "got status %d: %s\n", static_cast<int>(error.status()), error.what()); \
-    }                                                                                                         \
-    if (!thrown) check::fail(__FILE__, __LINE__, #__VA_ARGS__ " throws " #wanted " with " fragment, "");      \
+    }                                                                                                           \
+    if (!thrown) check::fail(__FILE__, __LINE__, #__VA_ARGS__ " throws " #wanted " with " fragment, "");        \
   } while (false)
 #define RUN_TESTS() \
   int main(int argc, char** argv) { return check::run(argc, argv); }

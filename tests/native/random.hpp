@@ -31,10 +31,17 @@ T draw(Random& random, Mix mix) {
     return k == 0 && random.below(2) != 0 ? -T{0} : static_cast<T>(k);
   }
   if (mix != Mix::plain) {
-    const T special[] = {std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity(),
-                         std::numeric_limits<T>::denorm_min(), -std::numeric_limits<T>::denorm_min(),
-                         std::numeric_limits<T>::max(), std::numeric_limits<T>::lowest(), T{0}, -T{0}, T{1},
-                         std::numeric_limits<T>::quiet_NaN(), -std::numeric_limits<T>::quiet_NaN()};
+    const T special[] = {std::numeric_limits<T>::infinity(),
+                         -std::numeric_limits<T>::infinity(),
+                         std::numeric_limits<T>::denorm_min(),
+                         -std::numeric_limits<T>::denorm_min(),
+                         std::numeric_limits<T>::max(),
+                         std::numeric_limits<T>::lowest(),
+                         T{0},
+                         -T{0},
+                         T{1},
+                         std::numeric_limits<T>::quiet_NaN(),
+                         -std::numeric_limits<T>::quiet_NaN()};
     const std::int64_t at = random.below(40);
     if (at < (mix == Mix::wild ? 11 : 9)) return special[at];
   }

@@ -107,8 +107,8 @@ void check_load(Random& random, const View& v, const Array& a) {
   const T* got = a.load<T>(row, col, n, buffer.data());
   bool right = true;
   for (std::int64_t i = 0; i < n; ++i)
-    right = right && same(static_cast<double>(got[i]),
-                          static_cast<double>(static_cast<T>(v.get(row * a.cols() + col + i))));
+    right = right &&
+            same(static_cast<double>(got[i]), static_cast<double>(static_cast<T>(v.get(row * a.cols() + col + i))));
   CHECK(right);
   const T* direct = a.direct<T>(row, col);
   CHECK(direct == nullptr || reinterpret_cast<const char*>(direct) == v.at(row * a.cols() + col));
@@ -261,7 +261,7 @@ TEST(an_array_for_writing_must_not_hold_an_element_twice) {
   };
   CHECK(repeats({5}, {0}));
   CHECK(repeats({3, 3}, {0, 4}));
-  CHECK(repeats({3, 3}, {4, 4}));     // sliding windows
+  CHECK(repeats({3, 3}, {4, 4}));  // sliding windows
   CHECK(repeats({3, 3}, {8, 4}));
   CHECK(repeats({3, 3}, {-8, 4}));
   CHECK(!repeats({3, 3}, {12, 4}));
@@ -300,7 +300,8 @@ TEST(bad_descriptions_are_refused) {
     return Array(memory, DType::float64, static_cast<int>(shape.size()), shape.data(), strides, "f: x");
   };
   CHECK_THROWS(GOSSAMER_ERROR_VALUE, "f: x has a negative dimension -1", make({3, -1}));
-  CHECK_THROWS(GOSSAMER_ERROR_VALUE, "f: x must have 0 to 64 dimensions, got 65", make(std::vector<std::int64_t>(65, 1)));
+  CHECK_THROWS(GOSSAMER_ERROR_VALUE, "f: x must have 0 to 64 dimensions, got 65",
+               make(std::vector<std::int64_t>(65, 1)));
   CHECK_THROWS(GOSSAMER_ERROR_VALUE, "got -1", Array(memory, DType::float64, -1, nullptr, nullptr, "f: x"));
   constexpr std::int64_t big = std::int64_t{1} << 62;
   CHECK_THROWS(GOSSAMER_ERROR_VALUE, "larger than the address space", make({big}));

@@ -16,11 +16,11 @@ static void check(int right, const char* file, int line, const char* expression)
   fprintf(stderr, "%s:%d: CHECK(%s); last error: %s\n", file, line, expression, gossamer_last_error());
 }
 #define CHECK(expression) check((expression) != 0, __FILE__, __LINE__, #expression)
-#define FAILS(status, fragment, call)                                \
-  do {                                                               \
-    const gossamer_status got = (call);                              \
+#define FAILS(status, fragment, call)                                 \
+  do {                                                                \
+    const gossamer_status got = (call);                               \
     check(got == (status), __FILE__, __LINE__, #call " -> " #status); \
-    CHECK(strstr(gossamer_last_error(), (fragment)) != NULL);        \
+    CHECK(strstr(gossamer_last_error(), (fragment)) != NULL);         \
   } while (0)
 
 static gossamer_array array(void* data, int32_t dtype, int32_t ndim, const int64_t* shape, const int64_t* strides) {
@@ -116,10 +116,13 @@ static void test_descriptions(void) {
   double data[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
   double out[9] = {0};
   const gossamer_array to = array(out, GOSSAMER_FLOAT64, 2, two_by_four, NULL);
-  const int64_t negative[2] = {2, -4}, huge[3] = {1 << 30, 1 << 30, 1 << 30}, empty_huge[3] = {0, (int64_t)1 << 62, 1 << 30};
-  const int64_t empty[2] = {0, 5}, backwards[2] = {-32, -8}, nothing[2] = {0, 0}, apart[2] = {32, 8}, windows[2] = {8, 8};
+  const int64_t negative[2] = {2, -4}, huge[3] = {1 << 30, 1 << 30, 1 << 30},
+                empty_huge[3] = {0, (int64_t)1 << 62, 1 << 30};
+  const int64_t empty[2] = {0, 5}, backwards[2] = {-32, -8}, nothing[2] = {0, 0}, apart[2] = {32, 8},
+                windows[2] = {8, 8};
   gossamer_array bad = array(data, GOSSAMER_FLOAT64, 2, negative, NULL);
-  FAILS(GOSSAMER_ERROR_VALUE, "score: weights has a negative dimension -4", gossamer_score("magnitude", &bad, NULL, 0, &to));
+  FAILS(GOSSAMER_ERROR_VALUE, "score: weights has a negative dimension -4",
+        gossamer_score("magnitude", &bad, NULL, 0, &to));
   CHECK(gossamer_mask_bytes(&bad) == -1);
   bad.shape = huge;
   bad.ndim = 3;
@@ -146,7 +149,8 @@ static void test_descriptions(void) {
   bad.shape = NULL;
   FAILS(GOSSAMER_ERROR_VALUE, "weights must have a shape", gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.shape = four_by_two;
-  FAILS(GOSSAMER_ERROR_VALUE, "out must have the shape (4, 2), got (2, 4)", gossamer_score("magnitude", &bad, NULL, 0, &to));
+  FAILS(GOSSAMER_ERROR_VALUE, "out must have the shape (4, 2), got (2, 4)",
+        gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.shape = two_by_four;
   bad.dtype = GOSSAMER_FLOAT32;
   FAILS(GOSSAMER_ERROR_TYPE, "out must be float32, got float64", gossamer_score("magnitude", &bad, NULL, 0, &to));
@@ -159,9 +163,11 @@ static void test_descriptions(void) {
   }
   {
     const gossamer_array shifted = array(data + 1, GOSSAMER_FLOAT64, 2, two_by_four, NULL);
-    FAILS(GOSSAMER_ERROR_VALUE, "the input itself or not overlap", gossamer_score("magnitude", &bad, NULL, 0, &shifted));
+    FAILS(GOSSAMER_ERROR_VALUE, "the input itself or not overlap",
+          gossamer_score("magnitude", &bad, NULL, 0, &shifted));
   }
-  FAILS(GOSSAMER_ERROR_VALUE, "mask_bytes: array must not be NULL", (gossamer_status)(gossamer_mask_bytes(NULL) == -1 ? 2 : 0));
+  FAILS(GOSSAMER_ERROR_VALUE, "mask_bytes: array must not be NULL",
+        (gossamer_status)(gossamer_mask_bytes(NULL) == -1 ? 2 : 0));
 
   /* Legal ones: backwards, broadcast, nothing at all, no dimensions. */
   bad.data = data + 7;
@@ -194,7 +200,8 @@ static void test_matmul(void) {
   const int32_t unsorted[3] = {3, 1, 0}, extreme[3] = {1, INT32_MAX, INT32_MIN};
   const int64_t wide_columns[3] = {1, 3, 0}, wide_beyond[3] = {1, (int64_t)1 << 32, 0};
   const float values[3] = {2, 1, 3};
-  float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, y[4], xt[8] = {1, 3, 5, 7, 2, 4, 6, 8}, b[2] = {100, -100}, r[4] = {1, 1, 1, 1};
+  float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, y[4], xt[8] = {1, 3, 5, 7, 2, 4, 6, 8}, b[2] = {100, -100},
+        r[4] = {1, 1, 1, 1};
   const int64_t square[2] = {2, 2}, no_columns[2] = {4, 0}, no_result[2] = {2, 0}, tall[2] = {(int64_t)1 << 50, 1};
   const int64_t column[2] = {2, 1}, still[2] = {0, 0};
   const gossamer_array input = array(x, GOSSAMER_FLOAT32, 2, four_by_two, NULL);
@@ -277,8 +284,10 @@ static void test_matmul(void) {
         gossamer_matmul_csr(&a, &rows, 1, NULL, GOSSAMER_IDENTITY, NULL, NULL));
   FAILS(GOSSAMER_ERROR_VALUE, "linear: x must have 4 columns",
         gossamer_matmul_csr(&a, &input, 1, NULL, GOSSAMER_IDENTITY, NULL, &out));
-  FAILS(GOSSAMER_ERROR_VALUE, "activation", gossamer_matmul_csr(&a, &input, 0, NULL, (gossamer_activation)7, NULL, &out));
-  FAILS(GOSSAMER_ERROR_VALUE, "activation", gossamer_matmul_csr(&a, &input, 0, NULL, (gossamer_activation)-1, NULL, &out));
+  FAILS(GOSSAMER_ERROR_VALUE, "activation",
+        gossamer_matmul_csr(&a, &input, 0, NULL, (gossamer_activation)7, NULL, &out));
+  FAILS(GOSSAMER_ERROR_VALUE, "activation",
+        gossamer_matmul_csr(&a, &input, 0, NULL, (gossamer_activation)-1, NULL, &out));
   FAILS(GOSSAMER_ERROR_VALUE, "bias must have the shape (2,), got (4,)",
         gossamer_matmul_csr(&a, &input, 0, &wrong_bias, GOSSAMER_IDENTITY, NULL, &out));
   FAILS(GOSSAMER_ERROR_VALUE, "residual must have the shape",

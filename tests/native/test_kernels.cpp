@@ -160,7 +160,8 @@ TEST(histograms_count_every_matching_key) {
     using Unsigned = typename KeyOf<T>::unsigned_type;
     const Heap<Key> keys = keys_of(drawn<T>(random, n, Mix::wild), NanRank::low);
     const auto unsigned_key = [&](std::int64_t i) {
-      return static_cast<Unsigned>(static_cast<Unsigned>(keys[i]) ^ static_cast<Unsigned>(std::numeric_limits<Key>::min()));
+      return static_cast<Unsigned>(static_cast<Unsigned>(keys[i]) ^
+                                   static_cast<Unsigned>(std::numeric_limits<Key>::min()));
     };
     const Heap<Key> exact(n);
     std::copy(keys.data(), keys.data() + n, exact.data());
@@ -169,7 +170,8 @@ TEST(histograms_count_every_matching_key) {
       Heap<std::uint32_t> expected(1 << 16);
       for (std::int64_t i = 0; i < n; ++i) {
         const std::uint64_t digits = std::uint64_t{unsigned_key(i)} >> shift;
-        if (shift + 16 == static_cast<int>(sizeof(Key)) * 8 || digits >> 16 == prefix) ++expected[static_cast<std::int64_t>(digits & 0xFFFF)];
+        if (shift + 16 == static_cast<int>(sizeof(Key)) * 8 || digits >> 16 == prefix)
+          ++expected[static_cast<std::int64_t>(digits & 0xFFFF)];
       }
       for (const Isa& isa : isas()) {
         if (!isa.supported) continue;
@@ -252,7 +254,9 @@ TEST(streams_are_the_same_everywhere) {
     if (random.below(6) == 0) high = std::numeric_limits<T>::infinity(), low = -high;
     std::int64_t above = 0, within = 0, nans = 0;
     const auto may = [&](std::int64_t i) { return all || bit(allowed, i); };
-    const auto kept = [&](std::int64_t i) { return may(i) && (scores[i] > high || (scores[i] != scores[i] && keep_nan)); };
+    const auto kept = [&](std::int64_t i) {
+      return may(i) && (scores[i] > high || (scores[i] != scores[i] && keep_nan));
+    };
     const auto open = [&](std::int64_t i) { return may(i) && scores[i] >= low && scores[i] <= high; };
     for (std::int64_t i = 0; i < n; ++i) {
       above += kept(i);
@@ -348,8 +352,7 @@ TEST(adjustments_and_statistics_are_the_same_everywhere) {
     same_everywhere<T>("adjust_sign", n, [&](const TypedKernels<T>& table) {
       Heap<T> out(n);
       table.adjust_sign(w.data(), s.data(), rate, out.data(), n);
-      for (std::int64_t i = 0; i < n; ++i)
-        CHECK(out[i] == w[i] - rate * static_cast<T>((s[i] > 0) - (s[i] < 0)));
+      for (std::int64_t i = 0; i < n; ++i) CHECK(out[i] == w[i] - rate * static_cast<T>((s[i] > 0) - (s[i] < 0)));
       return out;
     });
     same_everywhere<T>("adjust_scale", n, [&](const TypedKernels<T>& table) {
@@ -411,12 +414,14 @@ TEST(products_are_within_rounding_on_every_table) {
     const Heap<T> values = drawn<T>(random, nnz, Mix::plain), x = drawn<T>(random, cols * width, Mix::plain);
     const std::int64_t first = rows > 3 ? 1 : 0, last = rows > 3 ? rows - 1 : rows;
     const Heap<T> y((last - first) * width);
-    table.spmm[sizeof(Index) / 4 - 1][shape](indptr.data(), indices.data(), values.data(), first, last, x.data(), y.data());
+    table.spmm[sizeof(Index) / 4 - 1][shape](indptr.data(), indices.data(), values.data(), first, last, x.data(),
+                                             y.data());
     for (std::int64_t r = first; r < last; ++r)
       for (std::int64_t j = 0; j < width; ++j) {
         double exact = 0, magnitude = 0;
         for (std::int64_t i = indptr[r]; i < indptr[r + 1]; ++i) {
-          const double product = static_cast<double>(values[i]) * static_cast<double>(x[static_cast<std::int64_t>(indices[i]) * width + j]);
+          const double product = static_cast<double>(values[i]) *
+                                 static_cast<double>(x[static_cast<std::int64_t>(indices[i]) * width + j]);
           exact += product;
           magnitude += std::abs(product);
         }
@@ -444,7 +449,8 @@ TEST(products_are_within_rounding_on_every_table) {
     }
     for (const Isa& isa : isas())
       if (isa.supported)
-        CHECK(close(isa.kernels->typed(zero).dot(a.data(), b.data(), n), exact, magnitude), "dot %s n=%d", isa.name, static_cast<int>(n));
+        CHECK(close(isa.kernels->typed(zero).dot(a.data(), b.data(), n), exact, magnitude), "dot %s n=%d", isa.name,
+              static_cast<int>(n));
   };
   for (std::int64_t n = 0; n <= longest; ++n) dot(float{}, n), dot(double{}, n);
   for (const std::int64_t n : {4095, 4096, 4097, 10000}) dot(float{}, n), dot(double{}, n);
@@ -497,7 +503,8 @@ TEST(activations_and_their_slopes_on_every_table) {
       isa.kernels->f32.epilogue(y.data(), 2, 0.0f, act);
       const bool bounded = act == Act::sigmoid || act == Act::tanh;
       CHECK(y[0] == (bounded ? 1.0f : 1e4f), "%s %d %g", isa.name, static_cast<int>(act), static_cast<double>(y[0]));
-      CHECK(y[1] == (act == Act::tanh ? -1.0f : 0.0f), "%s %d %g", isa.name, static_cast<int>(act), static_cast<double>(y[1]));
+      CHECK(y[1] == (act == Act::tanh ? -1.0f : 0.0f), "%s %d %g", isa.name, static_cast<int>(act),
+            static_cast<double>(y[1]));
     }
   }
 }

@@ -159,8 +159,8 @@ Stored store(const Matrix& m, int layout) {
   std::int64_t strides[2] = {(m.cols * step + gap) * item, step * item};
   if (transposed) strides[0] = item, strides[1] = m.rows * item;
   const std::int64_t shape[2] = {m.rows, m.cols};
-  const std::int64_t bytes = m.rows * m.cols == 0 ? 0
-                             : (m.rows - 1) * strides[0] + (m.cols - 1) * strides[1] + item;  // exactly
+  const std::int64_t bytes =
+      m.rows * m.cols == 0 ? 0 : (m.rows - 1) * strides[0] + (m.cols - 1) * strides[1] + item;  // exactly
   Stored s{Heap<char>(bytes), {}};
   s.array = Array(s.memory.data(), dtype_of<T>, 2, shape, strides, "test: x");
   for (std::int64_t r = 0; r < m.rows; ++r)
@@ -224,7 +224,8 @@ bool agrees(const std::vector<Matrix>& matrices, const std::vector<bool>& wide, 
   return true;
 }
 
-const char* const patterns[] = {"element", "row", "col", "block:1x4", "block:4x1", "block:2x3", "1:2", "2:4", "5:8", "3:5"};
+const char* const patterns[] = {"element",   "row", "col", "block:1x4", "block:4x1",
+                                "block:2x3", "1:2", "2:4", "5:8",       "3:5"};
 
 // A random way to select from matrices of these sizes; sizes are made to divide.
 Selection random_selection(Random& random, const std::string& pattern, std::int64_t smallest_group) {
@@ -268,7 +269,8 @@ TEST(selections_are_the_obvious_ones) {
     std::int64_t smallest = 1000;
     for (std::int64_t t = random.between(1, 3); t > 0; --t) {
       std::int64_t rows = random.between(random.below(20) == 0 ? 0 : 1, 12);
-      std::int64_t cols = random.below(10) == 0 ? random.between(60, 200) : random.between(random.below(20) == 0 ? 0 : 1, 30);
+      std::int64_t cols =
+          random.below(10) == 0 ? random.between(60, 200) : random.between(random.below(20) == 0 ? 0 : 1, 30);
       if (block) rows = (rows + p.a - 1) / p.a * p.a, cols = (cols + p.b - 1) / p.b * p.b;
       if (windows) cols = (cols + p.b - 1) / p.b * p.b;
       wide.push_back(random.below(3) == 0);
@@ -291,9 +293,9 @@ TEST(large_selections_are_the_obvious_ones) {
     Matrix m{repeat % 4 == 0 ? 1 : 160, repeat % 4 == 0 ? 40000 : 251, {}, {}};
     for (std::int64_t i = 0; i < m.rows * m.cols; ++i) {
       double score = draw<float>(random, kind == 0 ? Mix::plain : kind == 1 ? Mix::ties : Mix::wild);
-      if (kind == 3) score = 0.7;                                                          // all equal
-      if (kind == 4) score = 1 + static_cast<double>(random.below(5)) * 0x1p-23;           // all in one bin
-      if (kind == 5 && wide) score = 1 + static_cast<double>(random.below(3)) * 0x1p-52;   // down to the last digit
+      if (kind == 3) score = 0.7;                                                         // all equal
+      if (kind == 4) score = 1 + static_cast<double>(random.below(5)) * 0x1p-23;          // all in one bin
+      if (kind == 5 && wide) score = 1 + static_cast<double>(random.below(3)) * 0x1p-52;  // down to the last digit
       m.scores.push_back(score);
       if (repeat % 3 == 0) m.allowed.push_back(random.below(10) != 0);
     }
@@ -353,10 +355,10 @@ TEST(very_large_selections_are_the_obvious_ones) {
     for (std::int64_t i = 0; i < n; ++i) {
       const auto at = static_cast<double>(i) / static_cast<double>(n);
       double score = 2 * random.unit() - 1;
-      if (kind == 1) score = at;                                        // sorted
+      if (kind == 1) score = at;                                             // sorted
       if (kind == 2) score = i / (1 << 15) % 16 == 8 ? score : score / 100;  // the part that is drawn from is another
-      if (kind == 3) score = std::floor(40 * score * score * score);     // ties
-      if (kind == 4) score = 1 + score * 0x1p-20;                        // few distinct values, crowded
+      if (kind == 3) score = std::floor(40 * score * score * score);         // ties
+      if (kind == 4) score = 1 + score * 0x1p-20;                            // few distinct values, crowded
       scores[i] = static_cast<float>(score);
       if (kind == 5 && random.below(1000) == 0) scores[i] = std::numeric_limits<float>::quiet_NaN();
       if (kind != 5 || random.below(4) != 0) set_bit(prior.data(), i);
@@ -403,7 +405,8 @@ TEST(prune_is_score_then_select_then_apply) {
   Random random(6);
   for (int repeat = 0; repeat < 1500; ++repeat) {
     set_num_threads(1 + repeat % 3);
-    const Method& method = methods()[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(methods().size())))];
+    const Method& method =
+        methods()[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(methods().size())))];
     const bool wide = random.below(2) != 0, norm = method.needs == Needs::weights_and_norm;
     const std::int64_t rows = 4 * random.between(0, 6), cols = 12 * random.between(0, 12);
     const int layout = static_cast<int>(random.below(4));
