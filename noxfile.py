@@ -44,8 +44,10 @@ def native(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """An sdist, a wheel from nothing but the sdist, and the installed command."""
+    """An editable install, an sdist, a wheel from nothing but the sdist, and the installed command."""
     session.install("build", "twine")
+    session.install("-e", ".")
+    session.run("gossamer", "info", "--json")
     dist = Path(session.create_tmp()).resolve()
     for old in dist.glob("gossamer*"):
         old.unlink()
