@@ -71,13 +71,14 @@ void units_prior(const std::uint8_t* prior, std::int64_t cols, Units& units) {
 }
 
 void expand_units(const Units& units, std::int64_t rows, std::int64_t cols, std::uint8_t* mask) {
+  if (rows == 0 || cols == 0) return;
   std::memset(mask, 0, static_cast<std::size_t>(rows * row_bytes(cols)));
   parallel_for(units.rows, [&](std::int64_t r) {
     const std::uint8_t* kept = units.mask.data() + r * row_bytes(units.cols);
     std::uint8_t* first = mask + r * units.height * row_bytes(cols);
-    if (units.width == 1 && units.height > 0) {
+    if (units.width == 1) {
       std::memcpy(first, kept, static_cast<std::size_t>(row_bytes(cols)));
-    } else if (units.height > 0) {
+    } else {
       for (std::int64_t c = 0; c < units.cols; ++c)
         if (bit(kept, c)) set_range(first, c * units.width, (c + 1) * units.width);
     }
