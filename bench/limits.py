@@ -8,12 +8,14 @@ first needed and kept in the user's cache folder. Without a compiler numpy measu
 product, which come near the limits but not up to them; ``source`` says which it was.
 
 Bandwidth is measured over working sets from 256 KiB to 256 MiB, so that a benchmark whose arrays fit in a cache is
-held against that cache and not against memory.
+held against that cache and not against memory. :class:`Streams` passes over given arrays instead, for comparisons in
+turns with what reads the same memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import math
@@ -26,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,7 @@ def measure(threads: int) -> Limits:
 
 
 def _measure_natively(threads: int) -> Limits:
-    command = [str(_program()), str(threads), *map(str, SIZES)]
+    command = [str(_compiled("program")), str(threads), *map(str, SIZES)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     result = json.loads(done.stdout)
     return Limits(
@@ -90,23 +93,65 @@ def _measure_natively(threads: int) -> Limits:
     )
 
 
-def _program() -> Path:
-    """The compiled program; its name depends on source, compiler and processor, since it is made for this one."""
+class Streams:
+    """One pass of wide loads, or loads and stores, over whole arrays, by ``threads`` threads.
+
+    Returns the seconds from the first thread's start to the last one's end, measured where the loops run: neither the
+    call nor starting threads counts. Raises OSError or subprocess.SubprocessError where the library cannot be compiled.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads, self._library = threads, _library()
+
+    def read(self, *arrays: np.ndarray[Any, Any]) -> float:
+        """Reads every byte of contiguous arrays, one array after the other."""
+        return sum(self._read(a)[0] for a in arrays)
+
+    def checksum(self, array: np.ndarray[Any, Any]) -> int:
+        """The exclusive or of all 64-bit words as read by :meth:`read`."""
+        return self._read(array)[1]
+
+    def copy(self, source: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> float:
+        """Copies a contiguous array into another of the same size."""
+        if not (source.flags.c_contiguous and target.flags.c_contiguous and source.nbytes == target.nbytes):
+            raise ValueError("copy: source and target must be contiguous and of one size")
+        return float(self._library.limits_copy(self.threads, source.ctypes.data, target.ctypes.data, source.nbytes))
+
+    def _read(self, array: np.ndarray[Any, Any]) -> tuple[float, int]:
+        if not array.flags.c_contiguous or array.ctypes.data % 8:
+            raise ValueError("read: array must be contiguous and aligned to 8 bytes")
+        checksum = ctypes.c_uint64()
+        seconds = self._library.limits_read(self.threads, array.ctypes.data, array.nbytes, ctypes.byref(checksum))
+        return float(seconds), checksum.value
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_compiled("library")))
+    library.limits_read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]
+    library.limits_copy.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    library.limits_read.restype = library.limits_copy.restype = ctypes.c_double
+    return library
+
+
+def _compiled(kind: str) -> Path:
+    """The "program" or the "library"; named by source, compiler and processor, since it is made for this one."""
     candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
     compiler = next((path for name in candidates if name and (path := shutil.which(name))), None)
     if compiler is None:
         raise OSError("no C++ compiler")
+    flags = (*FLAGS, *(("-shared", "-fPIC") if kind == "library" else ()))
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=30).stdout
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, compiler, version, processor())).encode()).hexdigest()
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), *flags, compiler, version, processor())).encode()).hexdigest()
     folder = _cache_folder()
-    program = folder / f"limits-{key[:16]}"
-    if not program.exists():
-        unfinished = folder / f"{program.name}.{os.getpid()}"
+    result = folder / f"limits-{key[:16]}{'.so' if kind == 'library' else ''}"
+    if not result.exists():
+        unfinished = folder / f"{result.name}.{os.getpid()}"
         subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True, timeout=120
+            [compiler, *flags, str(SOURCE), "-o", str(unfinished)], check=True, capture_output=True, timeout=120
         )
-        unfinished.replace(program)
-    return program
+        unfinished.replace(result)
+    return result
 
 
 def _cache_folder() -> Path:

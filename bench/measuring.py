@@ -30,13 +30,23 @@ def blas_kernels() -> list[str]:
     ]
 
 
+def numpy_simd() -> str:
+    """The instruction sets beyond its baseline that numpy found and was built for; its partition and sort use them."""
+    try:
+        from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+    except ImportError:
+        return "unknown"
+    return " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name)) or "baseline"
+
+
 def describe_run() -> list[str]:
     """What runs, with how many threads, and what may spoil the figures."""
     info = gs.info()
     lines = [
         f"gossamer {info['version']}: {info['isa']}, {gs.get_num_threads()} threads, {info['processors']} processors, "
         f"{info['build']['compiler']}{', DEBUG BUILD' if info['build']['debug'] else ''}",
-        f"numpy {np.__version__} with {'; '.join(blas_kernels()) or 'a BLAS that threadpoolctl does not know'}",
+        f"numpy {np.__version__} ({numpy_simd()}) with "
+        f"{'; '.join(blas_kernels()) or 'a BLAS that threadpoolctl does not know'}",
     ]
     forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
     if forced:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import FLOATS, Case, assert_same_bits, check_against_reference, table, values
+from cases import DTYPES, Case, assert_same_bits, check_against_reference, table, values
 
 
 @pytest.mark.parametrize("case", table("adjust/"), ids=str)
@@ -27,7 +27,7 @@ def test_scale_by_hand() -> None:
     assert gs.adjust(w[:1], np.array([7.0]), 0.5, rule="scale").tolist() == [1.0]
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_scale_never_changes_a_sign_and_moves_by_at_most_the_rate(dtype: type) -> None:
     w, s = values("normal", (999,), dtype), values("normal", (999,), dtype, "s")
     moved = gs.adjust(w, s, 0.9, rule="scale")
@@ -40,7 +40,7 @@ def test_scale_never_changes_a_sign_and_moves_by_at_most_the_rate(dtype: type) -
 
 
 @pytest.mark.parametrize("rule", ["sign", "scale"])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_out(rule: str, dtype: type) -> None:
     w, s = values("normal", (33, 65), dtype), values("normal", (33, 65), dtype, "s")
     expected = gs.adjust(w, s, 0.1, rule=rule)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import generator, right_or_refused
+from cases import BFLOAT16, generator, right_or_refused
 
 
 class Inputs:
@@ -42,8 +43,11 @@ class Inputs:
         self.wide = gs.Stats("norm")
         self.wide.update(normal(5, 9))
         self.movement.update(self.w, self.g)
-        self.grad2 = gs.Stats("grad2")
+        self.grad2, self.hessian, self.wide_hessian = gs.Stats("grad2"), gs.Stats("hessian"), gs.Stats("hessian")
         self.grad2.update(normal(5, 6, 8))
+        self.hessian.update(normal(20, 8))
+        self.wide_hessian.update(normal(20, 9))
+        self.half, self.brain = normal(6, 8, dtype=np.float16), normal(6, 8, dtype=BFLOAT16)
         self.a = gs.SparseMatrix.from_dense(self.w, self.mask, format="csr")
         self.d = gs.SparseMatrix.from_dense(self.w, self.mask, format="dense")
         self.layer = gs.SparseLinear(self.a, self.bias, "relu")
@@ -56,11 +60,21 @@ class Inputs:
             "values of norm": np.asarray(self.norm.values),
             "values of movement": np.asarray(self.movement.values),
             "values of grad2": np.asarray(self.grad2.values),
+            "values of hessian": np.asarray(self.hessian.values),
             "mask": self.mask.to_dense(),
         }
 
 
 V, T = ValueError, TypeError
+OTHER_DTYPES: tuple[tuple[Any, str], ...] = (
+    (np.int8, "int8"),
+    (np.uint16, "uint16"),
+    (np.int64, "int64"),
+    (np.complex128, "complex128"),
+    (np.longdouble, np.dtype(np.longdouble).name),
+    (ml_dtypes.float8_e4m3fn, "float8_e4m3fn"),
+    (ml_dtypes.int4, "int4"),
+)
 Call = Callable[[Inputs], Any]
 
 # call, exception, function, what the message names (regular expressions)
@@ -103,6 +117,72 @@ ERRORS: list[tuple[Call, Any, str, tuple[str, ...]]] = [
     (lambda i: gs.score(i.w, method=lambda w, g, s: i.short), V, "score", ("method", r"\(6, 8\)", r"\(5, 8\)")),
     (lambda i: gs.score(i.w, method=lambda w, g, s: 3), T, "score", ("method", "int")),
     (lambda i: gs.score(i.w, method=lambda w, g, s: i.ints), T, "score", ("method", "int64")),
+    # score and prune: what each criterion needs
+    *((lambda i, m=m: gs.score(i.w, method=m), V, "score", ("grads", m, "None"))
+      for m in ("taylor2", "snip", "grasp", "synflow")),
+    *((lambda i, m=m: gs.prune(i.w, method=m, sparsity=0.5, out=i.w), V, "prune", ("grads", m, "None"))
+      for m in ("taylor2", "snip", "grasp", "synflow")),
+    *((lambda i, m=m: gs.score(i.params, {"a": i.g}, method=m), V, "score", ("grads", "b"))
+      for m in ("taylor2", "snip", "grasp", "synflow")),
+    *((lambda i, m=m: gs.score(i.w, i.short, method=m), V, "score", ("grads", r"\(6, 8\)", r"\(5, 8\)"))
+      for m in ("taylor2", "snip", "grasp", "synflow")),
+    *((lambda i, m=m: gs.score(i.w, i.complex, method=m), T, "score", ("grads", "complex64"))
+      for m in ("taylor2", "snip", "grasp", "synflow")),
+    *((lambda i, m=m: gs.score(i.w, i.g, method=m), V, "score", ("stats", m, "None")) for m in ("fisher", "obs", "ria")),
+    *((lambda i, m=m: gs.prune(i.w, i.g, method=m, sparsity=0.5, out=i.w), V, "prune", ("stats", m, "None"))
+      for m in ("fisher", "obs", "ria")),
+    *((lambda i, m=m: gs.score(i.w, method=m, stats=i.movement), V, "score", ("stats", kind, "movement"))
+      for m, kind in (("fisher", "grad2"), ("obs", "hessian"), ("ria", "norm"))),
+    *((lambda i, m=m: gs.prune(i.w, method=m, stats=i.movement, sparsity=0.5, out=i.w), V, "prune", (kind, "movement"))
+      for m, kind in (("fisher", "grad2"), ("obs", "hessian"), ("ria", "norm"))),
+    *((lambda i, m=m: gs.score(i.params, method=m, stats={"b": i.norm}), V, "score", ("stats", "a"))
+      for m in ("fisher", "obs", "ria")),
+    *((lambda i, m=m: gs.score(i.w, method=m, stats="norm"), T, "score", ("stats", "str")) for m in ("fisher", "ria")),
+    (lambda i: gs.score(i.w, method="obs", stats=i.hessian.values), T, "score", ("stats", "ndarray")),
+    (lambda i: gs.score(i.w, method="ria", stats=i.hessian), V, "score", ("stats", "norm", "hessian")),
+    (lambda i: gs.score(i.w, method="obs", stats=i.norm), V, "score", ("stats", "hessian", "norm")),
+    (lambda i: gs.score(i.w, method="ria", stats=i.wide), V, "score", ("stats", "8", "9")),
+    (lambda i: gs.score(i.w, method="obs", stats=i.wide_hessian), V, "score", ("stats", "8", "9")),
+    (lambda i: gs.prune(i.w, method="obs", stats=i.wide_hessian, sparsity=0.5, out=i.w), V, "prune", ("stats", "9")),
+    (lambda i: gs.score(i.short, method="fisher", stats=i.grad2), V, "score", ("stats", r"\(5, 8\)", r"\(6, 8\)")),
+    (lambda i: gs.score(i.flat, method="fisher", stats=i.grad2), V, "score", ("stats", r"\(48,\)", r"\(6, 8\)")),
+    *((lambda i, kind=kind, m=m: gs.score(i.w, method=m, stats=gs.Stats(kind)), V, r"(score|values)", ())
+      for m, kind in (("fisher", "grad2"), ("obs", "hessian"), ("ria", "norm"))),  # nothing counted yet
+    *((lambda i, m=m: gs.score(i.ints, i.g, method=m), T, "score", ("weights", "int64")) for m in ("lamp", "fpgm", "snip")),
+    *((lambda i, m=m: gs.prune(i.complex, method=m, sparsity=0.5), T, "prune", ("weights", "complex64"))
+      for m in ("lamp", "fpgm")),
+    *((lambda i, m=m: gs.prune(i.nan, i.g, method=m, sparsity=0.5, out=i.nan), V, "prune", ("NaN", r"\b19\b"))
+      for m in ("taylor2", "grasp", "synflow", "lamp")),
+    *((lambda i, m=m: gs.prune({"ok": i.w, "bad": i.nan}, {"ok": i.g, "bad": i.g}, method=m, sparsity=0.5), V, "prune",
+       ("NaN", "bad", r"\b19\b")) for m in ("taylor2", "grasp", "synflow", "lamp")),
+    (lambda i: gs.prune(i.nan, i.g, method="snip", sparsity=0.5, out=i.nan), V, "prune", ("NaN",)),
+    (lambda i: gs.prune(i.nan, method="fpgm", pattern="row", sparsity=0.5, out=i.nan), V, "prune", ("NaN",)),
+    (lambda i: gs.prune(i.nan, method="ria", stats=i.norm, sparsity=0.5, out=i.nan), V, "prune", ("NaN",)),
+    # 16 bits
+    (lambda i: gs.score(i.half, out=i.half), T, "score", ("out", "float32", "float16")),
+    (lambda i: gs.score(i.brain, out=i.brain), T, "score", ("out", "float32", "bfloat16")),
+    (lambda i: gs.score(i.brain, out=i.out64), T, "score", ("out", "float32", "float64")),
+    (lambda i: gs.score(i.w, i.out64, method="synflow", out=i.out), T, "score", ("out", "float64", "float32")),
+    (lambda i: gs.prune(i.half, sparsity=0.5, out=i.out), T, "prune", ("out", "float16", "float32")),
+    (lambda i: gs.prune(i.brain, sparsity=0.5, out=i.half), T, "prune", ("out", "bfloat16", "float16")),
+    (lambda i: gs.apply_mask(i.brain, i.mask, out=i.out), T, "apply_mask", ("out", "bfloat16", "float32")),
+    (lambda i: gs.adjust(i.brain, i.g, 0.1, out=i.out), T, "adjust", ("out", "bfloat16", "float32")),
+    (lambda i: gs.prune(i.brain, sparsity=1.5, out=i.brain), V, "prune", ("sparsity", r"1\.5")),
+    (lambda i: gs.prune(i.half, i.nan, method="taylor", sparsity=0.5, out=i.half), V, "prune", ("NaN", r"\b19\b")),
+    (lambda i: gs.topk_mask(i.nan.astype(BFLOAT16), sparsity=0.5), V, "topk_mask", ("NaN", r"\b19\b")),
+    (lambda i: gs.topk_mask(i.nan.astype(np.float16), sparsity=0.5), V, "topk_mask", ("NaN", r"\b19\b")),
+    (lambda i: gs.adjust(i.half, i.nan.astype(np.float16), 0.1, out=i.half), V, "adjust", ("scores", "NaN", r"\b19\b")),
+    # other dtypes
+    *((lambda i, t=t: gs.score(i.w.astype(t)), T, "score", ("weights", name)) for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.prune(i.w.astype(t), sparsity=0.5), T, "prune", ("weights", name)) for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.topk_mask(i.w.astype(t), nnz=1), T, "topk_mask", ("scores", name)) for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.apply_mask(i.w.astype(t), i.mask), T, "apply_mask", ("weights", name))
+      for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.adjust(i.w, i.g.astype(t), 0.1), T, "adjust", ("scores", name)) for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.score(i.w, i.g.astype(t), method="snip"), T, "score", ("grads", name))
+      for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.Stats("norm").update(i.x.astype(t)), T, "update", (name,)) for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.Stats("movement").update(i.w, i.g.astype(t)), T, "update", (name,)) for t, name in OTHER_DTYPES),
     # topk_mask
     (lambda i: gs.topk_mask(i.w, sparsity=1.3), V, "topk_mask", (r"sparsity must be in \[0, 1\], got 1\.3",)),
     (lambda i: gs.topk_mask(i.w, sparsity=-0.1), V, "topk_mask", ("sparsity", r"-0\.1")),
@@ -335,14 +415,26 @@ def test_a_criterion_of_the_documentation_never_answers_wrongly(method: str) -> 
     assert scores is None or scores.shape == (4, 4)
 
 
-@pytest.mark.parametrize("dtype", [">f4", ">f8"])
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
 def test_foreign_byte_order_is_refused_or_right(dtype: str) -> None:
     w = np.array([3.0, -1.0, 2.0]).astype(dtype)
     result = right_or_refused(lambda: gs.prune(w, nnz=1), TypeError, "^prune: weights")
     assert result is None or result[0].tolist() == [3, 0, 0]
+    native = w.astype(np.dtype(dtype).newbyteorder("="))
+    scores = right_or_refused(lambda: gs.score(native, w, method="taylor"), TypeError, "^score: grads")
+    assert scores is None or scores.tolist() == [9, 1, 4]
+    mask = right_or_refused(lambda: gs.topk_mask(w, nnz=1), TypeError, "^topk_mask: scores")
+    assert mask is None or mask.indices().tolist() == [0]
+    moved = right_or_refused(lambda: gs.adjust(native, w, 1.0), TypeError, "^adjust: scores")
+    assert moved is None or moved.tolist() == [2, 0, 1]
+    stats = gs.Stats("norm")
+    right_or_refused(lambda: stats.update(w), TypeError, r"^Stats\.update: x")
+    out = np.full(3, 7, dtype)
+    kept = right_or_refused(lambda: gs.prune(native, nnz=1, out=out), TypeError, "^prune: out")
+    assert out.tolist() == ([7, 7, 7] if kept is None else [3, 0, 0])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32, np.float64])
 def test_unaligned_data_are_refused_or_right(dtype: type) -> None:
     raw = np.zeros(8 * 101 + 1, np.uint8)
     w = raw[1 : 1 + np.dtype(dtype).itemsize * 101].view(dtype)

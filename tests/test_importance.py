@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import gossamer as gs
+from gossamer.scoring import METHODS
 from gossamer.training import evaluation, importance, losses, model, updating
 from small_network import assert_same_state, digits, grads, network, trained_network
 
@@ -94,6 +95,108 @@ def test_importance_by_method(method: Any, expected: Any) -> None:
         )
 
 
+def per_sample_gradients(params: Any, x: Any, y: Any) -> list[Any]:
+    return [whole_gradient(params, x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+
+
+@pytest.mark.parametrize("batch_size", [1000, 17])
+def test_squared_gradients_are_those_of_the_samples(batch_size: int) -> None:
+    params, x, y = wide()
+    x, y = x[:60], y[:60]
+    found = importance.squared_gradients(params, x, y, batch_size=batch_size)
+    samples = per_sample_gradients(params, x, y)
+    assert list(found) == ["layer1.weight", "layer2.weight"]
+    for name, stats in found.items():
+        expected = gs.Stats("grad2")
+        expected.update(np.stack([sample[name] for sample in samples]))
+        assert (stats.kind, stats.count) == ("grad2", 60)
+        np.testing.assert_allclose(stats.values, expected.values, rtol=1e-10, atol=1e-20)
+        mean = np.mean([sample[name] for sample in samples], axis=0)
+        assert (stats.values >= mean**2 - 1e-15).all()
+        assert not np.allclose(stats.values, mean**2)
+
+
+def test_input_hessians_are_those_of_each_layers_inputs() -> None:
+    params, x, _ = wide()
+    found = importance.input_hessians(params, x, batch_size=100)
+    for (_, stats), values in zip(found.items(), model.activations(params, x), strict=False):
+        np.testing.assert_allclose(stats.values, values.T @ values, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1000, 128])
+def test_hessian_gradient_is_the_derivative_of_the_gradient(batch_size: int) -> None:
+    """Against a difference of gradients along g, in a network whose kinks are far away."""
+    params, x, y = wide()
+    x, y = x[:300], y[:300]
+    for name, bias in model.biases(params).items():
+        bias[...] = 3.0 if name == "layer1.bias" else 0.1 * np.arange(bias.size)
+    v = model.weights(whole_gradient(params, x, y))
+    shifted = [params | {name: params[name] + sign * 1e-5 * v[name] for name in v} for sign in (1.0, -1.0)]
+    after, before = (whole_gradient(one, x, y) for one in shifted)
+    found = importance.hessian_gradient(params, x, y, batch_size=batch_size)
+    assert list(found) == list(v)
+    for name, product in found.items():
+        expected = (after[name] - before[name]) / 2e-5
+        np.testing.assert_allclose(product, expected, atol=1e-7 * np.abs(expected).max())
+
+
+def test_hessian_gradient_of_float32_is_computed_in_float64() -> None:
+    params, x, y = network(), digits().x[:200], digits().y[:200]
+    wider = {name: value.astype(np.float64) for name, value in params.items()}
+    found, expected = (importance.hessian_gradient(p, x.astype(p["layer1.bias"].dtype), y) for p in (params, wider))
+    for name, product in found.items():
+        assert product.dtype == np.float64
+        assert product.tobytes() == expected[name].tobytes()
+
+
+def test_synaptic_flow_by_hand() -> None:
+    """R = sum of |W2| |W1| over all paths; a derivative is the flow in times the flow out, with the weight's sign."""
+    params = {
+        "layer1.weight": np.array([[1.0, -2.0], [0.0, 3.0]], np.float32),
+        "layer1.bias": np.array([7.0, 7.0], np.float32),
+        "layer2.weight": np.array([[-4.0, 5.0]], np.float32),
+        "layer2.bias": np.array([7.0], np.float32),
+    }
+    found = importance.synaptic_flow(params)
+    assert found["layer1.weight"].tolist() == [[4, -4], [0, 5]]
+    assert found["layer2.weight"].tolist() == [[-3, 3]]
+    for name, flow in found.items():
+        assert flow.dtype == np.float64
+        assert (params[name] * flow >= 0).all()
+        assert (params[name] * flow).sum() == 4 * 3 + 5 * 3  # every layer carries all of R
+
+
+def test_synaptic_flow_does_not_overflow() -> None:
+    params = {}
+    for k in range(1, 41):
+        params |= {f"layer{k}.weight": np.full((20, 20), 10, np.float32), f"layer{k}.bias": np.zeros(20, np.float32)}
+    found = importance.synaptic_flow(params)
+    assert all(np.isfinite(flow).all() for flow in found.values())
+    assert found["layer1.weight"].max() > float(np.finfo(np.float32).max)
+
+
+NEEDS = {"": (False, None), "seed": (False, None), "grads": (True, None)} | {
+    kind: (False, kind) for kind in ("norm", "movement", "grad2", "hessian")
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_collected_is_enough_for_every_method(method: str) -> None:
+    data = digits()
+    params = trained_network()
+    found = importance.collect(method, params, data.x[:200], data.y[:200], batch_size=100)
+    grads, kind = NEEDS[METHODS[method][0]]
+    assert (found.grads is not None) == grads
+    assert {stats.kind for stats in (found.stats or {}).values()} == ({kind} if kind else set())
+    scores = importance.importance(params, data.x[:200], data.y[:200], method=method, batch_size=100, seed=0)
+    assert list(scores) == ["layer1.weight", "layer2.weight"]
+    for name, score in scores.items():
+        assert score.shape == params[name].shape
+        assert np.isfinite(score).all()
+        if method == "synflow":
+            assert (score >= 0).all()
+
+
 def test_random_importance_needs_only_a_seed() -> None:
     params, x, y = wide()
     one, two = (importance.importance(params, x, y, method="random", seed=seed) for seed in (1, 1))
@@ -118,6 +221,9 @@ def test_importance_finds_the_weights_that_matter() -> None:
         (lambda p, x, y: importance.mean_gradients(p, x[:0], y[:0]), "mean_gradients: y must have as many rows as x"),
         (lambda p, x, y: importance.movement(p, x, y[:-1]), "movement: y must .* got 999 and 1000"),
         (lambda p, x, y: importance.input_norms(p, x[:0]), "input_norms: "),
+        (lambda p, x, y: importance.input_hessians(p, x[:0]), "input_hessians: "),
+        (lambda p, x, y: importance.squared_gradients(p, x, y[:-1]), "squared_gradients: y must .* got 999 and 1000"),
+        (lambda p, x, y: importance.hessian_gradient(p, x, y[:-1]), "hessian_gradient: y must .* got 999 and 1000"),
         (lambda p, x, y: importance.GradientMean(decay=1.0), r"GradientMean: decay must be in \[0, 1\), got 1.0"),
         (lambda p, x, y: importance.GradientMean().update({}, 0), "GradientMean.update: count must be at least 1"),
     ],

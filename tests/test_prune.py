@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import FLOATS, Case, assert_same_bits, check_against_reference, right_or_refused, table, values
+from cases import (
+    DTYPES,
+    METHODS,
+    STATISTICS,
+    Case,
+    assert_same_bits,
+    check_against_reference,
+    right_or_refused,
+    table,
+    values,
+)
+from gossamer import reference
 
 
 @pytest.mark.parametrize("case", table("prune/"), ids=str)
@@ -24,14 +35,18 @@ def _stats(kind: str, w: np.ndarray, g: np.ndarray) -> Any:
     stats = gs.Stats(kind)
     if kind == "norm":
         stats.update(values("normal", (5, w.shape[1]), w.dtype, "x"))
+    elif kind == "hessian":
+        stats.update(values("normal", (2 * w.shape[1], w.shape[1]), w.dtype, "x"))
+    elif kind == "grad2":
+        stats.update(values("normal", (3, *w.shape), w.dtype, "samples"))
     else:
         stats.update(w, g)
     return stats
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("distribution", ["normal", "heavy_ties", "mostly_zeros", "signed_zeros", "one_outlier"])
-@pytest.mark.parametrize("method", ["magnitude", "gradient", "taylor", "movement", "wanda", "random"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -45,16 +60,22 @@ def _stats(kind: str, w: np.ndarray, g: np.ndarray) -> Any:
     ],
     ids=str,
 )
-def test_prune_is_score_select_apply(dtype: type, distribution: str, method: str, options: dict[str, Any]) -> None:
+def test_prune_is_score_select_apply(dtype: Any, distribution: str, method: str, options: dict[str, Any]) -> None:
     w, g = values(distribution, (160, 240), dtype), values("normal", (160, 240), dtype, "g")
-    kind = {"wanda": "norm", "movement": "movement"}.get(method)
+    kind = STATISTICS.get(method)
     stats = _stats(kind, w, g) if kind else None
-    if options == {"nnz": 1000} and method == "wanda":
-        options = {"nnz": 100}  # wanda counts within rows
-    pruned, mask = gs.prune(w, g, method=method, stats=stats, seed=11, **options)
+    within_rows = method in ("wanda", "ria", "obs")
+    if options == {"nnz": 1000} and within_rows:
+        options = {"nnz": 100}
     scores = gs.score(w, g, method=method, stats=stats, seed=11)
-    group = options.get("group") or ("row" if method == "wanda" else "tensor")
-    expected = gs.topk_mask(scores, **{**options, "group": group})
+    if np.isnan(scores).any():  # products beyond the dtype
+        options = {**options, "nan": "prune"}
+    pruned, mask = gs.prune(w, g, method=method, stats=stats, seed=11, **options)
+    if method == "taylor2" and options.get("pattern", "2:4") != "2:4":  # sums before it squares
+        expected = gs.Mask.from_dense(reference.prune(w, g, method=method, **options)[1])
+    else:
+        group = options.get("group") or ("row" if within_rows else "tensor")
+        expected = gs.topk_mask(scores, **{**options, "group": group})
     assert mask == expected
     assert_same_bits(pruned, gs.apply_mask(w, expected))
 
@@ -70,11 +91,24 @@ def test_the_default_group_is_the_methods_own() -> None:
     assert len(set(mask.to_dense().sum(axis=1))) > 1
     _, masks = gs.prune({"a": w, "b": 100 * w}, sparsity=0.5)
     assert [m.nnz for m in masks.values()] == [120, 120]
+    for method, counts in {"taylor": [120, 120], "snip": [0, 240], "synflow": [0, 240], "grasp": [0, 240]}.items():
+        _, masks = gs.prune({"a": np.abs(w), "b": 1e4 * np.abs(w)}, {"a": abs(w), "b": abs(w) + 1}, method=method,
+                            sparsity=0.5)  # fmt: skip
+        assert [m.nnz for m in masks.values()] == counts, method
+        _, mask = gs.prune(w, w, method=method, sparsity=0.5)  # one array: the tensor
+        assert mask.nnz == 120
+    hessian = gs.Stats("hessian")
+    hessian.update(values("normal", (50, 20), np.float32, "x"))
+    for method, kind in {"ria": stats, "obs": hessian}.items():
+        _, masks = gs.prune({"a": w, "b": w}, method=method, stats={"a": kind, "b": kind}, sparsity=0.5)
+        assert masks["b"].to_dense().sum(axis=1).tolist() == [10] * 12
+        _, mask = gs.prune(w, method=method, stats=kind, sparsity=0.5, pattern="row")  # rows compete in the tensor
+        assert mask.nnz == 120
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5,), (17, 31), (3 * 32768 + 77,), (304, 328)])
-def test_out(dtype: type, shape: tuple[int, ...]) -> None:
+def test_out(dtype: Any, shape: tuple[int, ...]) -> None:
     w, g = values("normal", shape, dtype), values("normal", shape, dtype, "g")
     expected, mask = gs.prune(w, g, method="taylor", sparsity=0.6)
     out = np.full_like(w, np.nan)
@@ -157,15 +191,16 @@ def test_a_mapping_and_its_out() -> None:
         assert_same_bits(gs.apply_mask(before, masks)[name], expected[name])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_pruned_values_become_plus_zero_and_kept_ones_are_untouched(dtype: type) -> None:
     w = np.array([-1.0, np.nan, np.inf, -np.inf, -0.0, 2.0, -0.0], dtype)
     mask = gs.Mask.from_dense(np.array([False, False, False, False, False, True, True]))
     result = gs.apply_mask(w, mask)
     assert_same_bits(result, np.array([0, 0, 0, 0, 0, 2.0, -0.0], dtype))
-    payload = np.array([0x7FC12345], np.uint32).view(np.float32)
-    kept = gs.apply_mask(payload, gs.Mask.from_dense(np.array([True])))
-    assert kept.view(np.uint32)[0] == 0x7FC12345
+    unsigned = np.dtype(f"u{np.dtype(dtype).itemsize}")
+    payload = np.array([w.view(unsigned)[1] | 5, w.view(unsigned)[2] | 5], unsigned)  # a quiet NaN, a signaling one
+    kept = gs.apply_mask(payload.view(dtype), gs.Mask.from_dense(np.array([True, True])))
+    assert kept.view(unsigned).tolist() == payload.tolist()
 
 
 def test_a_kept_zero_stays_kept() -> None:

@@ -4,11 +4,12 @@
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import FLOATS, Case, assert_same_bits, check_against_reference, generator, table, values
+from cases import BFLOAT16, DTYPES, FLOATS, Case, assert_same_bits, check_against_reference, generator, table, values
 from gossamer import reference
 
 
@@ -28,7 +29,7 @@ def test_the_count_is_exact(n: int, sparsity: float) -> None:
     assert gs.topk_mask(scores.astype(np.float64), nnz=expected).nnz == expected
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [32767, 32768, 32769, 65535, 65536, 65537, 131_072])
 def test_the_borders_of_chunks(dtype: type, n: int) -> None:
     for distribution in ("normal", "heavy_ties", "all_equal", "sorted", "reversed", "nearly_equal"):
@@ -53,7 +54,7 @@ def test_half_a_weight_is_pruned_and_rounding_noise_is_not_seen() -> None:
     assert gs.topk_mask(np.ones(10), sparsity=1 - 0.9).nnz == 9
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [5, 64, 1001, 3 * 32768 + 77])
 def test_ties_keep_the_lower_flat_index(dtype: type, n: int) -> None:
     kept = gs.topk_mask(np.full(n, -2.5, dtype), nnz=n // 2).to_dense()
@@ -75,10 +76,11 @@ def test_ties_across_a_mapping_follow_its_order() -> None:
     assert masks["a"].to_dense().tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_order_of_the_key_is_the_order_of_the_numbers(dtype: type) -> None:
-    tiny, big = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
-    ascending = np.array([-np.inf, -big, -1, -tiny, 0, tiny, 1, np.nextafter(dtype(1), dtype(2)), big, np.inf], dtype)
+    limits = ml_dtypes.finfo(dtype)
+    tiny, big, above = (float(x) for x in (limits.smallest_subnormal, limits.max, 1 + float(limits.eps)))
+    ascending = np.array([-np.inf, -big, -1, -tiny, 0, tiny, 1, above, big, np.inf], dtype)
     order = generator("order").permutation(len(ascending))
     for k in range(len(ascending) + 1):
         kept = gs.topk_mask(ascending[order], nnz=k).to_dense()
@@ -88,7 +90,7 @@ def test_the_order_of_the_key_is_the_order_of_the_numbers(dtype: type) -> None:
 # NaN
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_is_refused_with_its_place(dtype: type) -> None:
     a = values("normal", (300, 400), dtype)
     a[7, 5] = a[200, 100] = np.nan
@@ -114,7 +116,7 @@ def test_the_index_of_a_nan_is_the_logical_one() -> None:
         gs.topk_mask(np.asfortranarray(a), sparsity=0.5)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nan", ["prune", "keep"])
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.9, 1.0])
 def test_nan_ranks_last_or_first(dtype: type, nan: str, share: float) -> None:
@@ -185,9 +187,9 @@ def test_block_strips_compete_within_a_row_group() -> None:
     assert mask[:4].sum() == mask[4:].sum() == 12
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", [BFLOAT16, *FLOATS])  # float64 sums of float16 are exact in any order
 @pytest.mark.parametrize("pattern", ["row", "col", "block:4x31", "block:1x31", "block:2x93"])
-def test_units_are_summed_in_the_fixed_order(dtype: type, pattern: str) -> None:
+def test_units_are_summed_in_the_fixed_order(dtype: Any, pattern: str) -> None:
     """Units that hold the same numbers in other places: exact sums tie, rounded sums depend on the order."""
     r = generator("fixed order", pattern)
     rows, cols, height, width = reference.unit_grid((40, 186), pattern)

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import gossamer as gs
+from cases import values
+from gossamer import reference
 
 METHODS = ["magnitude", "gradient", "taylor", "random"]
 
@@ -197,7 +201,29 @@ def test_wanda_takes_stats(rng: np.random.Generator) -> None:
             ValueError,
             "Sparsifier: schedule must be OneShot or Constant for pattern '2:4', got Cubic",
         ),
-        (lambda: gs.Sparsifier("taylor", 0.5, regrow="rigl"), NotImplementedError, "Sparsifier: regrow"),
+        (lambda: gs.Sparsifier("taylor", 0.5, regrow="rigl"), TypeError, "Sparsifier: regrow must be None, SET"),
+        (lambda: gs.Sparsifier("taylor", 0.5, regrow=gs.SET), TypeError, "Sparsifier: regrow must be None, SET"),
+        (
+            lambda: gs.Sparsifier("taylor", 0.5, regrow=gs.SET(), pattern="row"),
+            NotImplementedError,
+            "Sparsifier: regrow is there for pattern 'element' only, got pattern 'row'",
+        ),
+        (
+            lambda: gs.Sparsifier("synflow", 0.5, regrow=gs.RigL(0.3, 100)),
+            ValueError,
+            "Sparsifier: method must score by gradients of the loss, or none, for regrow .* got 'synflow'",
+        ),
+        (lambda: gs.Sparsifier("taylor", pattern="2:4", sparsity=0.5, regrow=gs.SET()), NotImplementedError, "'2:4'"),
+        (
+            lambda: gs.Sparsifier("taylor", {"a": 0.5}, schedule=lambda step: 0.5),
+            ValueError,
+            "Sparsifier: sparsity must be one number where schedule is a function, got a mapping",
+        ),
+        (
+            lambda: gs.Sparsifier("taylor", 0.5, pattern="2:4", schedule=lambda step: 0.5),
+            ValueError,
+            "Sparsifier: schedule must be OneShot or Constant for pattern '2:4'",
+        ),
     ],
 )
 def test_bad_arguments(make: Any, error: type[Exception], message: str) -> None:
@@ -220,3 +246,284 @@ def test_missing_gradients(rng: np.random.Generator) -> None:
     sparsifier = gs.Sparsifier("taylor", 0.5)
     with pytest.raises(ValueError, match="grads"):
         sparsifier.step(sparsifier.init(params), params, None, 0)
+
+
+# ---------------------------------------------------------------------------------------------- a function as schedule
+
+
+def ramp(step: int) -> float:
+    return min(step // 10, 4) / 5
+
+
+def test_a_function_is_a_schedule(rng: np.random.Generator) -> None:
+    sparsifier = gs.Sparsifier("magnitude", 0.5, schedule=ramp)
+    for step, state, event in run(sparsifier, rng):
+        assert {name: mask.nnz for name, mask in state.mask.items()} == {
+            "a": kept(240, ramp(step)),
+            "b": kept(63, ramp(step)),
+        }
+        assert event.updated == (step in (10, 20, 30, 40))
+        assert state.updated == (-1 if step < 10 else min(step // 10, 4) * 10)
+        assert state.sparsity == ramp(step)
+    assert pickle.loads(pickle.dumps(sparsifier)) == sparsifier
+
+
+def test_a_function_skipped_and_repeated(rng: np.random.Generator) -> None:
+    params, _ = params_and_grads(rng)
+    sparsifier = gs.Sparsifier("magnitude", 0.5, schedule=lambda step: np.float32(0.25) * (step // 10))
+    state, event = sparsifier.step(sparsifier.init(params), params, None, 27)
+    assert event.updated
+    assert (state.updated, state.sparsity) == (27, 0.5)
+    assert sparsifier.step(state, params, None, 29)[0] is state
+    assert sparsifier.step(state, params, None, 3)[0] is state
+    assert sparsifier.step(state, params, None, 30)[0].sparsity == 0.75
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (lambda step: 0.1 * step, ValueError, r"Sparsifier\.step: the value of schedule must be in \[0, 1\], got 1.9"),
+        (lambda step: math.nan, ValueError, r"Sparsifier\.step: the value of schedule must be in \[0, 1\], got nan"),
+        (lambda step: None, TypeError, r"Sparsifier\.step: the value of schedule must be a number, got None"),
+        (lambda step: 1 - 0.05 * step, ValueError, r"Sparsifier\.step: schedule must not fall, got 0.0\d* at step 19"),
+    ],
+)
+def test_a_function_that_is_no_schedule(schedule: Any, error: Any, message: str, rng: np.random.Generator) -> None:
+    params, _ = params_and_grads(rng)
+    sparsifier = gs.Sparsifier("magnitude", 0.5, schedule=schedule)
+    state = dataclasses.replace(sparsifier.init(params), updated=1, sparsity=0.95)
+    with pytest.raises(error, match=message):
+        sparsifier.step(state, params, None, 19)
+
+
+# ------------------------------------------------------------------------------------------------------------ regrowth
+
+REGROWTHS: dict[str, Any] = {
+    "set": gs.SET(0.3, seed=5),
+    "set_all": gs.SET(1.0),
+    "rigl": gs.RigL(0.5, 100),
+    "rigl_all": gs.RigL(1.0, 10**9),
+}
+
+
+def expected_masks(
+    sparsifier: gs.Sparsifier, state: Any, params: dict[str, Any], grads: dict[str, Any], due: int
+) -> dict[str, Any]:
+    """Bool masks after an update, by the reference."""
+    group = sparsifier.group or "tensor"
+    prior = {name: mask.to_dense() for name, mask in state.mask.items()}
+    masks: dict[str, Any] = {}
+    if isinstance(sparsifier.sparsity, dict):
+        for name, w in params.items():
+            share = sparsifier.schedule(due, sparsifier.sparsity[name])  # type: ignore[call-arg]
+            masks[name] = reference.prune(w, sparsity=share, group=group, prior=prior[name])[1]
+    else:
+        share = sparsifier.schedule(due, sparsifier.sparsity)  # type: ignore[call-arg]
+        masks = reference.prune(params, sparsity=share, group=group, prior=prior)[1]
+    regrow, start = sparsifier.regrow, 0
+    for name, w in params.items():
+        if isinstance(regrow, gs.SET):
+            growth = reference.random_score(
+                w.shape, reference.score(w).dtype, seed=reference.step_seed(regrow.seed, due), start=start
+            )
+            share = regrow.fraction
+        else:
+            assert isinstance(regrow, gs.RigL)
+            growth = np.abs(grads[name]).astype(reference.score(w).dtype)
+            share = reference.rigl_share(due, regrow.alpha, regrow.end)
+        start += w.size
+        by = "row" if group == "row" else "tensor"
+        masks[name] = reference.exchange(reference.score(w), growth, masks[name], share, group=by)
+    return masks
+
+
+SHAPES: list[dict[str, tuple[int, ...]]] = [
+    {"a": (12, 20), "b": (7, 9)},
+    {"vector": (101,), "kernel": (8, 4, 3, 3), "empty": (0, 5), "one": (1, 1), "tall": (300, 2)},
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shapes", SHAPES, ids=["matrices", "odd"])
+@pytest.mark.parametrize("group", ["tensor", "row", "global"])
+@pytest.mark.parametrize("distribution", ["normal", "heavy_ties", "all_equal", "mostly_zeros", "signed_zeros"])
+@pytest.mark.parametrize("regrow", REGROWTHS)
+def test_regrowth_is_the_reference(regrow: str, distribution: str, group: str, shapes: Any, dtype: Any) -> None:
+    sparsifier = gs.Sparsifier(
+        "magnitude", 0.8, group=group, schedule=gs.Cubic(0, 40, 10), initial=0.0, regrow=REGROWTHS[regrow]
+    )
+    state = sparsifier.init({name: np.zeros(shape) for name, shape in shapes.items()})
+    for step in range(0, 60, 10):
+        params = {name: values(distribution, shape, dtype, name, step) for name, shape in shapes.items()}
+        grads = {name: values(distribution, shape, dtype, name, step, "grads") for name, shape in shapes.items()}
+        before = state
+        state, event = sparsifier.step(before, params, grads, step)
+        if step > 40:
+            assert state is before
+            continue
+        if step == 0:
+            assert all(mask.nnz == mask.size for mask in state.mask.values())
+            continue
+        expected = expected_masks(sparsifier, before, params, grads, step)
+        for name, mask in state.mask.items():
+            now, then = expected[name], before.mask[name].to_dense()
+            assert np.array_equal(mask.to_dense(), now), (name, step)
+            for masks, truth in ((event.dropped, then & ~now), (event.grown, now & ~then)):
+                assert (name in masks) == truth.any()
+                if name in masks:
+                    assert np.array_equal(masks[name].to_dense(), truth)
+
+
+@pytest.mark.parametrize("regrow", REGROWTHS)
+def test_regrowth_keeps_the_numbers_of_an_allocation(regrow: str, rng: np.random.Generator) -> None:
+    params, _ = params_and_grads(rng)
+    targets = gs.allocate(params, 0.8, method="erk")
+    sparsifier = gs.Sparsifier("magnitude", targets, schedule=gs.Constant(every=10), regrow=REGROWTHS[regrow])
+    state, changes = sparsifier.init(params), 0
+    for step in range(60):
+        params, grads = params_and_grads(rng)
+        before = state
+        state, event = sparsifier.step(before, params, grads, step)
+        assert {name: mask.nnz for name, mask in state.mask.items()} == {
+            "a": kept(240, targets["a"]),
+            "b": kept(63, targets["b"]),
+        }
+        assert event.updated == (step % 10 == 0)
+        if step == 0:
+            assert not event.grown
+        elif event.updated:
+            expected = expected_masks(sparsifier, before, params, grads, step)
+            assert all(np.array_equal(state.mask[name].to_dense(), mask) for name, mask in expected.items())
+            assert {name: m.nnz for name, m in event.dropped.items()} == {
+                name: m.nnz for name, m in event.grown.items()
+            }
+            changes += event.changed
+    assert changes == 5
+
+
+def test_rigl_by_hand() -> None:
+    """Half of 4 kept go, the values 1 and -2; the greatest gradients of the then pruned come, -2's own among them."""
+    w, g = np.array([1.0, -2.0, 3.0, 4.0, 0, 0]), np.array([0.1, -9.0, 0, 0, 0.2, 0.5])
+    sparsifier = gs.Sparsifier("magnitude", 1 / 3, schedule=gs.Constant(), regrow=gs.RigL(0.5, 10**9))
+    state, event = sparsifier.step(sparsifier.init(w), w, g, 0)
+    assert state.mask.indices().tolist() == [0, 1, 2, 3]
+    assert not event.grown
+    state, event = sparsifier.step(state, w, g, 1)
+    assert state.mask.indices().tolist() == [1, 2, 3, 5]
+    assert event.dropped[""].indices().tolist() == [0]
+    assert event.grown[""].indices().tolist() == [5]
+
+
+def test_rigl_decays_and_ends() -> None:
+    rigl = gs.RigL(alpha=0.3, end=1000)
+    assert [rigl.share(step) for step in (0, 500, 1000, 5000)] == [0.3, pytest.approx(0.15), 0.0, 0.0]
+    assert rigl.share(250) == 0.15 * (1 + math.cos(math.pi / 4))
+    assert gs.SET().share(0) == gs.SET().share(10**6) == 0.3
+
+
+@pytest.mark.parametrize("regrow", REGROWTHS)
+def test_step_is_a_pure_function(regrow: str, rng: np.random.Generator, threads: None) -> None:
+    params, grads = params_and_grads(rng)
+    sparsifier = gs.Sparsifier("magnitude", 0.6, schedule=gs.Constant(every=5), regrow=REGROWTHS[regrow])
+    state, _ = sparsifier.step(sparsifier.init(params), params, grads, 0)
+    before = copy.deepcopy((state, params, grads))
+    results = []
+    for count in (1, 2, 3):
+        gs.set_num_threads(count)
+        results.append(sparsifier.step(state, params, grads, 5))
+    restored, other = pickle.loads(pickle.dumps((state, sparsifier)))
+    assert (restored, other) == (state, sparsifier)
+    results.append(other.step(restored, params, grads, 5))
+    assert all(result == results[0] for result in results)
+    assert state == before[0]
+    for left, right in zip((params, grads), before[1:], strict=True):
+        assert all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def test_set_differs_by_seed_and_step(rng: np.random.Generator) -> None:
+    w = rng.standard_normal((20, 20))
+    found = []
+    for seed in (0, 1):
+        sparsifier = gs.Sparsifier("magnitude", 0.9, schedule=gs.Constant(), regrow=gs.SET(seed=seed))
+        state, _ = sparsifier.step(sparsifier.init(w), w, None, 0)
+        found += [sparsifier.step(state, w, None, step)[0].mask for step in (1, 2)]
+    assert len(set(found)) == 4
+
+
+def test_regrown_weights_start_at_zero_in_a_loop(rng: np.random.Generator) -> None:
+    """What the docstring promises of a loop that applies the mask after every step."""
+    w = rng.standard_normal((10, 30))
+    sparsifier = gs.Sparsifier("magnitude", 0.8, schedule=gs.Constant(every=2), regrow=gs.RigL(0.5, 100))
+    state = sparsifier.init(w)
+    for step in range(20):
+        w += 0.1 * rng.standard_normal(w.shape)
+        gs.apply_mask(w, state.mask, out=w)
+        state, event = sparsifier.step(state, w, rng.standard_normal(w.shape), step)
+        gs.apply_mask(w, state.mask, out=w)
+        for mask in event.grown.values():
+            assert not w[mask.to_dense()].any()
+
+
+def test_the_drop_follows_the_method(rng: np.random.Generator) -> None:
+    w, g = rng.standard_normal((6, 10)), rng.standard_normal((6, 10))
+    sparsifier = gs.Sparsifier("taylor", 0.5, schedule=gs.Constant(), regrow=gs.RigL(0.4, 10**9))
+    state, _ = sparsifier.step(sparsifier.init(w), w, g, 0)
+    after = sparsifier.step(state, w, g, 1)[0].mask.to_dense()
+    assert np.array_equal(
+        after, reference.exchange(np.abs(w * g), np.abs(g), state.mask.to_dense(), gs.RigL(0.4, 10**9).share(1))
+    )
+
+
+def test_wanda_exchanges_within_rows(rng: np.random.Generator) -> None:
+    w, g = rng.standard_normal((6, 10)), rng.standard_normal((6, 10))
+    stats = gs.Stats("norm")
+    stats.update(rng.standard_normal((20, 10)))
+    sparsifier = gs.Sparsifier("wanda", 0.5, schedule=gs.Constant(), regrow=gs.RigL(0.4, 10**9))
+    state, _ = sparsifier.step(sparsifier.init(w), w, g, 0, stats=stats)
+    state, event = sparsifier.step(state, w, g, 1, stats=stats)
+    assert (state.mask.to_dense().sum(axis=1) == 5).all()
+    assert event.grown
+
+
+def test_a_sparsifier_says_what_it_needs() -> None:
+    assert gs.Sparsifier("taylor", 0.5).needs_grads
+    assert not gs.Sparsifier("magnitude", 0.5).needs_grads
+    assert not gs.Sparsifier("magnitude", 0.5, regrow=gs.SET()).needs_grads
+    assert gs.Sparsifier("magnitude", 0.5, regrow=gs.RigL(0.3, 10)).needs_grads
+
+
+def test_rigl_without_gradients(rng: np.random.Generator) -> None:
+    params, _ = params_and_grads(rng)
+    sparsifier = gs.Sparsifier("magnitude", 0.5, schedule=gs.Constant(), regrow=gs.RigL(0.3, 100))
+    state, _ = sparsifier.step(sparsifier.init(params), params, None, 0)
+    with pytest.raises(
+        ValueError, match=r"Sparsifier\.step: grads must be given for regrow RigL\(alpha=0.3, end=100\)"
+    ):
+        sparsifier.step(state, params, None, 1)
+
+
+@pytest.mark.parametrize("regrow", [gs.SET(0.25, seed=3), gs.RigL(0.3, 100)])
+def test_regrowths_are_plain_values(regrow: Any) -> None:
+    assert pickle.loads(pickle.dumps(regrow)) == copy.deepcopy(regrow) == regrow
+    assert hash(regrow) == hash(copy.deepcopy(regrow))
+    with pytest.raises(AttributeError):
+        regrow.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: gs.SET(1.5), ValueError, r"SET: fraction must be in \[0, 1\], got 1.5"),
+        (lambda: gs.SET(math.nan), ValueError, r"SET: fraction must be in \[0, 1\], got nan"),
+        (lambda: gs.SET("a"), TypeError, "SET: fraction must be a number, got 'a'"),
+        (lambda: gs.SET(seed=-1), ValueError, r"SET: seed must be in \[0, 2\*\*64\), got -1"),
+        (lambda: gs.SET(seed=1.0), TypeError, "SET: seed must be an integer, got 1.0"),
+        (lambda: gs.RigL(-0.1, 10), ValueError, r"RigL: alpha must be in \[0, 1\], got -0.1"),
+        (lambda: gs.RigL(None, 10), TypeError, "RigL: alpha must be a number, got None"),
+        (lambda: gs.RigL(0.3, 0), ValueError, "RigL: end must be at least 1, got 0"),
+        (lambda: gs.RigL(0.3, 10.5), TypeError, "RigL: end must be an integer, got 10.5"),
+    ],
+)
+def test_bad_regrowths(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import generator, right_or_refused
+from cases import BFLOAT16, assert_same_bits, generator, right_or_refused
 
 torch = pytest.importorskip("torch")
 tp = pytest.importorskip("torch.nn.utils.prune")
 
 DTYPES = (torch.float32, torch.float64)
+
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def _numpy(t: Any) -> np.ndarray:
+    """A numpy view of a tensor's memory, of bfloat16 too."""
+    return t.view(torch.int16).numpy().view(BFLOAT16) if t.dtype == torch.bfloat16 else t.numpy()
 
 
 def _normal(*shape: int, dtype: Any = None) -> Any:
@@ -39,6 +47,111 @@ def test_tensors_give_tensors_with_the_values_of_numpy(dtype: Any, shape: tuple[
     moved = gs.adjust(w, g, 0.25, rule="scale")
     assert isinstance(moved, torch.Tensor)
     assert (moved.numpy() == gs.adjust(w.numpy(), g.numpy(), 0.25, rule="scale")).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(7,), (40, 50), (8, 4, 3, 3), (0, 5), (3 * 32768 + 77,)])
+def test_16_bit_tensors_give_tensors_with_the_values_of_numpy(dtype: Any, shape: tuple[int, ...]) -> None:
+    w, g = _normal(*shape, dtype=dtype), _normal(*shape, dtype=dtype) * 3
+    score = gs.score(w, g, method="taylor")
+    assert isinstance(score, torch.Tensor)
+    assert score.dtype == torch.float32  # what scores are computed in
+    assert torch.equal(score, (w.float() * g.float()).abs())
+    assert_same_bits(score.numpy(), gs.score(_numpy(w), _numpy(g), method="taylor"))
+    pruned, mask = gs.prune(w, g, method="taylor", sparsity=0.5)
+    expected, same = gs.prune(_numpy(w), _numpy(g), method="taylor", sparsity=0.5)
+    assert isinstance(pruned, torch.Tensor)
+    assert pruned.dtype == dtype
+    assert pruned.shape == w.shape
+    assert mask == same
+    assert_same_bits(_numpy(pruned), expected)
+    assert mask == gs.topk_mask(score, sparsity=0.5)
+    assert gs.topk_mask(w, sparsity=0.5) == gs.topk_mask(w.double(), sparsity=0.5)  # 16-bit scores
+    applied = gs.apply_mask(w, mask)
+    assert applied.dtype == dtype
+    assert torch.equal(applied, pruned)
+    for rule in ("sign", "scale"):
+        for scores in (g, score):
+            moved = gs.adjust(w, scores, 0.25, rule=rule)
+            assert isinstance(moved, torch.Tensor)
+            assert moved.dtype == dtype
+            assert torch.equal(moved, gs.adjust(w.float(), scores.float(), 0.25, rule=rule).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_16_bit_out_writes_into_the_tensors_own_memory(dtype: Any) -> None:
+    w = _normal(40, 50, dtype=dtype)
+    address, view, before = w.data_ptr(), _numpy(w), w.clone()
+    pruned, mask = gs.prune(w, sparsity=0.5, out=w)
+    assert pruned is w
+    assert w.data_ptr() == address
+    assert_same_bits(view, np.where(mask.to_dense(), _numpy(before), view.dtype.type(0)))
+    other = torch.full((50, 40), 7.0, dtype=dtype).T  # strides of its own
+    assert gs.prune(before, sparsity=0.5, out=other)[0] is other
+    assert torch.equal(other, w)
+    other.fill_(7)
+    assert gs.apply_mask(before, mask, out=other) is other
+    assert torch.equal(other, w)
+    expected = gs.adjust(before, before, 0.5)
+    assert gs.adjust(before, before, 0.5, out=other) is other
+    assert torch.equal(other, expected)
+    scores = torch.full((40, 50), 7.0)
+    assert gs.score(before, out=scores) is scores
+    assert torch.equal(scores, before.abs().float())
+    with pytest.raises(TypeError, match=r"^score: out .*float32"):
+        gs.score(before, out=torch.empty_like(before))
+    with pytest.raises(TypeError, match=r"^prune: out "):
+        gs.prune(before, sparsity=0.5, out=torch.empty(40, 50))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_16_bit_views_parameters_and_mixed_mappings(dtype: Any) -> None:
+    base = _normal(30, 64, 3, dtype=dtype)
+    for view in (base[3:20, ::2, 1], base[:, :, 0].T, base.permute(2, 0, 1), base[5]):
+        pruned, mask = gs.prune(view, sparsity=0.7)
+        expected, same = gs.prune(_numpy(view.contiguous()).copy(), sparsity=0.7)
+        assert mask == same
+        assert_same_bits(np.ascontiguousarray(_numpy(pruned)), expected)
+    layer = torch.nn.Linear(20, 30, dtype=dtype)
+    assert gs.topk_mask(layer.weight.detach(), sparsity=0.5).nnz == 300
+    gs.prune(layer.weight.data, sparsity=0.5, out=layer.weight.data)
+    assert int((layer.weight == 0).sum()) == 300
+    params = {
+        "half": _normal(10, 20, dtype=dtype),
+        "float": _normal(5, 4),
+        "double": _normal(3, 3, dtype=torch.float64),
+    }
+    grads = {name: _normal(*w.shape) for name, w in params.items()}  # float32 for all
+    pruned, masks = gs.prune(params, grads, method="snip", sparsity=0.5)
+    assert {name: w.dtype for name, w in pruned.items()} == {name: w.dtype for name, w in params.items()}
+    assert sum(mask.nnz for mask in masks.values()) == 114
+    same = gs.prune({k: _numpy(w) for k, w in params.items()}, {k: _numpy(g) for k, g in grads.items()}, method="snip",
+                    sparsity=0.5)[1]  # fmt: skip
+    assert masks == same
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *HALVES], ids=str)
+def test_stats_of_any_dtype_and_every_criterion(dtype: Any) -> None:
+    x, w, g = _normal(40, 20, dtype=dtype), _normal(10, 20, dtype=dtype), _normal(10, 20, dtype=dtype) + 1
+    batches = {"norm": (x,), "hessian": (x,), "movement": (w, g), "grad2": (_normal(6, 10, 20, dtype=dtype),)}
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    stats = {}
+    for kind, batch in batches.items():
+        stats[kind], same = gs.Stats(kind), gs.Stats(kind)
+        stats[kind].update(*batch)
+        same.update(*(part.double() for part in batch))
+        assert (np.asarray(stats[kind].values) == np.asarray(same.values)).all()
+    kinds = {"movement": "movement", "fisher": "grad2", "obs": "hessian", "wanda": "norm", "ria": "norm"}
+    for method in ("magnitude", "gradient", "taylor", "taylor2", "movement", "fisher", "obs", "wanda", "ria", "snip",
+                   "grasp", "synflow", "lamp", "fpgm", "random"):  # fmt: skip
+        one = stats.get(kinds.get(method, ""))
+        scores = gs.score(w, g, method=method, stats=one, seed=1)
+        assert isinstance(scores, torch.Tensor)
+        assert scores.dtype == wide
+        assert_same_bits(scores.numpy(), gs.score(_numpy(w), _numpy(g), method=method, stats=one, seed=1))
+        pruned, mask = gs.prune(w, g, method=method, stats=one, seed=1, sparsity=0.5)
+        assert pruned.dtype == dtype
+        assert mask == gs.prune(_numpy(w), _numpy(g), method=method, stats=one, seed=1, sparsity=0.5)[1]
 
 
 def test_out_writes_into_the_tensors_own_memory() -> None:

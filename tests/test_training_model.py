@@ -215,6 +215,40 @@ def test_gradual_pruning_as_a_hook(method: str) -> None:
     assert evaluation.evaluate(params, digits().x_validation, digits().y_validation).accuracy > 0.85
 
 
+@pytest.mark.parametrize("regrow", [gs.RigL(0.3, 60), gs.SET(0.3, seed=1)])
+def test_regrowth_as_a_hook(regrow: Any) -> None:
+    """Sparse from the first step: pruned weights are zero, grown ones start there, and the number stays."""
+    params = network()
+    targets = gs.allocate(model.weights(params), 0.8, method="erk")
+    sparsifier = gs.Sparsifier("magnitude", targets, schedule=gs.Constant(every=20, end=60), regrow=regrow)
+    pruning = gradual.GradualPruning(sparsifier, params, decay=0.0)
+    optimizer, kept = optimizers.Adam(5e-3), []
+
+    def on_step(step: int, params: dict[str, Any], grads: dict[str, Any]) -> Any:
+        masks = pruning(step, params, grads)
+        for mask in pruning.events[-1][1].grown.values() if masks else ():
+            assert not params["layer1.weight"][mask.to_dense()].any()
+            break  # layer 1 comes first
+        kept.append([mask.nnz for mask in pruning.masks.values()])
+        return masks
+
+    loop.fit(params, optimizer, digits().x, digits().y, epochs=10, batch_size=64, on_step=on_step)
+    assert pruning.events[0][0] == 1
+    assert any(event.grown for _, event in pruning.events)
+    assert all(counts == kept[0] for counts in kept)
+    for name, mask in pruning.masks.items():
+        gone = ~mask.to_dense()
+        assert not params[name][gone].any()
+        assert not any(array[gone].any() for array in optimizer.state[name].values())
+    assert evaluation.evaluate(params, digits().x_validation, digits().y_validation).accuracy > 0.75
+
+
+@pytest.mark.parametrize("method", ["grasp", "synflow"])
+def test_gradual_pruning_has_loss_gradients_only(method: str) -> None:
+    with pytest.raises(ValueError, match=f"GradualPruning: method must not be '{method}', whose grads are no"):
+        gradual.GradualPruning(gs.Sparsifier(method, 0.8), network())
+
+
 def test_augmentation_sees_every_batch() -> None:
     sizes: list[int] = []
 

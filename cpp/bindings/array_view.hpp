@@ -14,12 +14,24 @@ namespace py = pybind11;
 
 inline std::string dtype_name(const py::array& array) { return py::str(array.dtype()); }
 
-inline Array view(const char* function, const char* argument, const py::array& array) {
+// False for what the core does not know.
+inline bool find_dtype(const py::array& array, DType& dtype) {
+  const py::dtype given = array.dtype();
+  if (given.byteorder() == '>') return false;
+  if (given.kind() == 'f') {
+    const auto size = given.itemsize();
+    dtype = size == 2 ? DType::float16 : size == 4 ? DType::float32 : DType::float64;
+    return size == 2 || size == 4 || size == 8;
+  }
+  dtype = DType::bfloat16;
+  return given.kind() == 'V' && given.itemsize() == 2 && dtype_name(array) == "bfloat16";
+}
+
+inline Array any_view(const char* function, const char* argument, const py::array& array) {
   const std::string what = std::string(function) + ": " + argument;
-  const py::dtype dtype = array.dtype();
-  const bool known =
-      dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8) && dtype.byteorder() != '>';
-  if (!known) type_error(what + " must be float32 or float64, got " + dtype_name(array));
+  DType dtype{};
+  if (!find_dtype(array, dtype))
+    type_error(what + " must be float32, float64, float16 or bfloat16, got " + dtype_name(array));
   if (array.ndim() > Array::max_dims)
     value_error(what + " must have at most 64 dimensions, got " + std::to_string(array.ndim()));
   std::int64_t shape[Array::max_dims], strides[Array::max_dims];
@@ -27,13 +39,27 @@ inline Array view(const char* function, const char* argument, const py::array& a
     shape[d] = array.shape(d);
     strides[d] = array.strides(d);
   }
-  return Array(const_cast<void*>(array.data()), dtype.itemsize() == 4 ? DType::float32 : DType::float64,
-               static_cast<int>(array.ndim()), shape, strides, what.c_str());
+  return Array(const_cast<void*>(array.data()), dtype, static_cast<int>(array.ndim()), shape, strides, what.c_str());
 }
 
-inline Array writable_view(const char* function, const char* argument, const py::array& array) {
+inline void check_writable(const char* function, const char* argument, const py::array& array) {
   if (!array.writeable())
     value_error(std::string(function) + ": " + argument + " must be writable, got a read-only array");
+}
+inline Array any_writable_view(const char* function, const char* argument, const py::array& array) {
+  check_writable(function, argument, array);
+  return any_view(function, argument, array);
+}
+
+// For the products, which know no 16-bit values.
+inline Array view(const char* function, const char* argument, const py::array& array) {
+  DType dtype{};
+  if (!find_dtype(array, dtype) || is_16_bit(dtype))
+    type_error(std::string(function) + ": " + argument + " must be float32 or float64, got " + dtype_name(array));
+  return any_view(function, argument, array);
+}
+inline Array writable_view(const char* function, const char* argument, const py::array& array) {
+  check_writable(function, argument, array);
   return view(function, argument, array);
 }
 

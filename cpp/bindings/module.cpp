@@ -18,6 +18,7 @@
 #include "ops/prune.hpp"
 #include "ops/sddmm.hpp"
 #include "ops/stats.hpp"
+#include "ops/topk.hpp"
 
 namespace gossamer::bindings {
 namespace {
@@ -56,10 +57,10 @@ ScoreSource make_source(const char* function, const std::string& method, const p
                         const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index) {
   ScoreSource source;
   source.method = method.empty() ? nullptr : &find_method(function, method.c_str());
-  source.weights = view(function, source.method == nullptr ? "scores" : "weights", weights);
-  if (source.method != nullptr && source.method->uses_aux) {
+  source.weights = any_view(function, source.method == nullptr ? "scores" : "weights", weights);
+  if (source.method != nullptr && source.method->uses_aux()) {
     if (!aux) value_error(format("%s: %s needs an input that is missing", function, method.c_str()));
-    source.aux = view(function, source.method->needs == Needs::weights_and_norm ? "stats" : "grads", *aux);
+    source.aux = any_view(function, source.method->needs == Needs::grads ? "grads" : "stats", *aux);
   }
   source.seed = seed;
   source.first_index = first_index;
@@ -84,9 +85,9 @@ void bind_score(const std::string& method, const Arrays& weights, const Optional
     sources.push_back(make_source("score", method, weights[i], aux[i], seed, index));
     const ScoreSource& s = sources.back();
     index += s.weights.size();
-    to.push_back(writable_view("score", "out", outs[i]));
+    to.push_back(any_writable_view("score", "out", outs[i]));
     read_weights.push_back(s.weights);
-    read_aux.push_back(s.method != nullptr && s.method->uses_aux ? s.aux : s.weights);
+    read_aux.push_back(s.method != nullptr && s.method->uses_aux() ? s.aux : s.weights);
     const Array own[] = {read_weights.back(), read_aux.back()};
     check_source("score", "", s);
     check_out("score", to.back(), s.rows(), s.cols(), s.dtype(), own);
@@ -94,7 +95,7 @@ void bind_score(const std::string& method, const Arrays& weights, const Optional
   check_outs_apart("score", to, read_weights);
   check_outs_apart("score", to, read_aux);
   const Running running;
-  for (std::size_t i = 0; i < sources.size(); ++i) score(sources[i], to[i]);
+  score(sources, to);
 }
 
 // One mask [rows * ceil(cols / 8)] a tensor is filled; `outs` is empty (select only) or has one array a tensor (prune).
@@ -127,7 +128,7 @@ std::vector<std::int64_t> bind_select(const std::string& function, const std::ve
     const std::int64_t bytes = mask_bytes(t.source.weights);
     t.mask = buffer<std::uint8_t>("mask", masks[i], bytes, true);
     if (priors[i]) t.prior = buffer<std::uint8_t>("prior", *priors[i], bytes, false);
-    if (!outs.empty()) to.push_back(writable_view(f, "out", outs[i]));
+    if (!outs.empty()) to.push_back(any_writable_view(f, "out", outs[i]));
   }
   {
     const Running running;
@@ -138,13 +139,51 @@ std::vector<std::int64_t> bind_select(const std::string& function, const std::ve
   return kept;
 }
 
+Item make_item(const char* function, const std::string& method, const py::array& weights, const OptionalArray& aux,
+               std::uint64_t seed, std::int64_t first_index) {
+  const ScoreSource source = make_source(function, method, weights, aux, seed, first_index);
+  check_source(function, "", source);
+  return {prepare({&source, 1})[0].flattened(), nullptr, nullptr, 0};
+}
+
+// -> scores above `high`, in [low, high] (copied to `values`), below `low`, and whether one is NaN.
+py::tuple bind_collect(const std::string& function, const std::string& method, const py::array& weights,
+                       const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index, double low, double high,
+                       const py::array& values) {
+  Item item = make_item(function.c_str(), method, weights, aux, seed, first_index);
+  const Array to = any_writable_view(function.c_str(), "values", values);
+  if (!to.contiguous() || to.size() != item.size() || to.dtype() != item.source.dtype())
+    value_error("_core: values must have room for all scores");
+  std::atomic<bool> nan{false};
+  Collected counts{};
+  {
+    const Running running;
+    counts = collect(item, low, high, NanRule{NanRank::low, nan}, to.data());
+  }
+  return py::make_tuple(counts.above, counts.inside, counts.below, nan.load());
+}
+
+// -> elements kept, ties among them
+py::tuple bind_keep_above(const std::string& function, const std::string& method, const py::array& weights,
+                          const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index, double threshold,
+                          std::int64_t ties, const py::array& mask) {
+  Item item = make_item(function.c_str(), method, weights, aux, seed, first_index);
+  item.mask = buffer<std::uint8_t>("mask", mask, mask_bytes(any_view(function.c_str(), "weights", weights)), true);
+  std::int64_t used = 0;
+  {
+    const Running running;
+    used = keep_above(item, threshold, ties);
+  }
+  return py::make_tuple(item.nnz, used);
+}
+
 void bind_apply_mask(const Arrays& weights, const Arrays& masks, const Arrays& outs) {
   check_lists(weights.size(), {masks.size(), outs.size()});
   std::vector<Array> from, to;
   std::vector<const std::uint8_t*> bits;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    from.push_back(view("apply_mask", "weights", weights[i]));
-    to.push_back(writable_view("apply_mask", "out", outs[i]));
+    from.push_back(any_view("apply_mask", "weights", weights[i]));
+    to.push_back(any_writable_view("apply_mask", "out", outs[i]));
     const Array& w = from.back();
     bits.push_back(buffer<std::uint8_t>("mask", masks[i], mask_bytes(w), false));
     check_out("apply_mask", to.back(), w.rows(), w.cols(), w.dtype(), {&w, 1});
@@ -159,14 +198,14 @@ void bind_adjust(const std::vector<std::string>& names, const Arrays& weights, c
   check_lists(weights.size(), {names.size(), scores.size(), outs.size()});
   std::vector<AdjustTensor> tensors;
   for (std::size_t i = 0; i < weights.size(); ++i)
-    tensors.push_back({names[i], view("adjust", "weights", weights[i]), view("adjust", "scores", scores[i]),
-                       writable_view("adjust", "out", outs[i])});
+    tensors.push_back({names[i], any_view("adjust", "weights", weights[i]), any_view("adjust", "scores", scores[i]),
+                       any_writable_view("adjust", "out", outs[i])});
   const Running running;
   adjust("adjust", tensors, rate, rule);
 }
 
 void bind_nonzero_mask(const std::string& function, const py::array& weights, const py::array& mask) {
-  const Array w = view(function.c_str(), "w", weights);
+  const Array w = any_view(function.c_str(), "w", weights);
   std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), true);
   const Running running;
   nonzero_mask(w, bits);
@@ -192,14 +231,14 @@ void bind_indices(const py::array& mask, std::int64_t rows, std::int64_t cols, c
 }
 
 void bind_add_squares(const py::array& x, double decay, const py::array& sums) {
-  const Array a = view("Stats.update", "x", x);
+  const Array a = any_view("Stats.update", "x", x);
   double* to = buffer<double>("sums", sums, a.cols(), true);
   const Running running;
   add_squares(a, decay, to);
 }
 
 void bind_subtract_products(const py::array& weights, const py::array& grads, double decay, const py::array& sums) {
-  const Array w = view("Stats.update", "weights", weights), g = view("Stats.update", "grads", grads);
+  const Array w = any_view("Stats.update", "weights", weights), g = any_view("Stats.update", "grads", grads);
   if (g.rows() != w.rows() || g.cols() != w.cols()) value_error("Stats.update: grads must have the shape of weights");
   double* to = buffer<double>("sums", sums, w.size(), true);
   const Running running;
@@ -393,17 +432,10 @@ py::dict info() {
   return d;
 }
 
-// name -> (what it needs beside the weights: "", "grads", "norm", "movement" or "seed"; default group)
+// name -> (what it needs beside the weights: "", "grads", "seed" or the kind of its Stats; default group)
 py::dict method_table() {
   py::dict d;
-  for (const Method& m : methods()) {
-    const char* needs = "";
-    if (m.needs == Needs::grads || m.needs == Needs::weights_and_grads) needs = "grads";
-    if (m.needs == Needs::weights_and_norm) needs = "norm";
-    if (m.needs == Needs::movement) needs = "movement";
-    if (m.needs == Needs::seed) needs = "seed";
-    d[m.name] = py::make_tuple(needs, m.group);
-  }
+  for (const Method& m : methods()) d[m.name] = py::make_tuple(name_of(m.needs), m.group);
   return d;
 }
 
@@ -418,6 +450,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   }
   m.def("score", &bind_score);
   m.def("select", &bind_select);
+  m.def("collect", &bind_collect);
+  m.def("keep_above", &bind_keep_above);
   m.def("apply_mask", &bind_apply_mask);
   m.def("adjust", &bind_adjust);
   m.def("nonzero_mask", &bind_nonzero_mask);

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/dispatch.hpp"
 #include "core/dtype.hpp"
 
 namespace gossamer {
@@ -130,12 +131,13 @@ class Array {
   const T* load(std::int64_t row, std::int64_t col, std::int64_t n, T* buffer) const {
     char* start = data_ + row * row_stride_;
     if (rows_contiguous_ && dtype_ == dtype_of<T>) return reinterpret_cast<const T*>(start) + col;
-    dispatch(dtype_, [&](auto zero) {
+    dispatch_stored(dtype_, [&](auto zero) {
       using From = decltype(zero);
+      if (rows_contiguous_) return convert_run(reinterpret_cast<const From*>(start) + col, buffer, n);
       walk(start, col, n, [&](char* p, std::int64_t i) {
         From value;
         std::memcpy(&value, p, sizeof value);  // unaligned views are legal in numpy
-        buffer[i] = static_cast<T>(value);
+        buffer[i] = convert<T>(value);
       });
     });
     return buffer;
@@ -150,10 +152,10 @@ class Array {
 
   template <class T>
   void store(std::int64_t row, std::int64_t col, std::int64_t n, const T* values) const {
-    dispatch(dtype_, [&](auto zero) {
+    dispatch_stored(dtype_, [&](auto zero) {
       using To = decltype(zero);
       walk(data_ + row * row_stride_, col, n, [&](char* p, std::int64_t i) {
-        const To value = static_cast<To>(values[i]);
+        const To value = convert<To>(values[i]);
         std::memcpy(p, &value, sizeof value);
       });
     });
@@ -203,6 +205,13 @@ class Array {
     return a;
   }
 
+  // 16-bit floats as bits that are moved, not computed with.
+  Array bits_16() const {
+    Array a = *this;
+    a.dtype_ = DType::float16;
+    return a;
+  }
+
   // The same elements at the same places.
   bool same_view(const Array& o) const {
     if (data_ != o.data_ || dtype_ != o.dtype_ || rows_ != o.rows_ || cols_ != o.cols_) return false;
@@ -227,6 +236,17 @@ class Array {
   }
 
  private:
+  template <class From, class T>
+  static void convert_run(const From* from, T* to, std::int64_t n) {
+    if constexpr (std::is_same_v<From, Half> && std::is_same_v<T, float>) {
+      active_isa().kernels->half.widen(from, to, n);
+    } else if constexpr (std::is_same_v<From, BFloat> && std::is_same_v<T, float>) {
+      active_isa().kernels->half.widen_bfloat(from, to, n);
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) to[i] = convert<T>(from[i]);
+    }
+  }
+
   static constexpr int max_inner = max_dims;
   static constexpr int shown_dims = 8;
 

@@ -11,12 +11,38 @@
 
 namespace gossamer {
 
-enum class Criterion : int { identity, magnitude, gradient, taylor, wanda, count };
+// What the engines see of a criterion; methods share them (ops/score.cpp).
+enum class Criterion : int { identity, magnitude, product, taylor, taylor2, wanda, square, ria, share, count };
+
+// 16-bit floats as they are stored: bits only. Kernels widen them to float32 in registers.
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat {
+  std::uint16_t bits;
+};
+enum class Storage : int { native, half, bfloat, count };  // T, Half or BFloat
 enum class NanRank : int { low, high };
 enum class Act : int { identity, relu, gelu, gelu_tanh, silu, sigmoid, tanh, count };
 
 struct StreamCounts {
   std::int64_t open, nan;
+};
+
+// A sum in twice the precision: high + low, the order of the terms does not matter for the rounded result.
+struct Twofold {
+  double high, low;
+};
+
+// A tile to score: w as it is stored, what goes with it element by element (a) and column by column (b), and a number
+// of the row. All pointers are valid, also where the criterion does not read them.
+template <class T>
+struct TileInputs {
+  Criterion criterion;
+  Storage storage;
+  const void* w;
+  const T *a, *b;
+  T r;
 };
 
 template <class T>
@@ -43,20 +69,23 @@ struct TypedKernels {
   using Key = typename KeyOf<T>::type;
   using i64 = std::int64_t;
 
-  // score.inl.hpp: out[i] = criterion(w[i], aux[i])
-  void (*score[static_cast<int>(Criterion::count)])(const T* w, const T* aux, T* out, i64 n);
+  // score.inl.hpp: out[i] = criterion(w[i], a[i], b[i], r); double has native storage only
+  void (*score[static_cast<int>(Criterion::count)][static_cast<int>(Storage::count)])(const TileInputs<T>& in, T* out,
+                                                                                      i64 n);
   void (*score_random)(std::uint64_t seed, std::uint64_t first_index, T* out, i64 n);
   void (*add_scores)(const T* scores, double* sums, i64 n);
   void (*add_lanes)(const T* scores, i64 n, double* lane);
+  void (*add_twofold)(const T* scores, Twofold* sums, i64 n);
+  void (*add_distances)(const T* row, const T* other, i64 n, double* lane);  // lane[j mod 8] += (row - other)^2
 
   // select.inl.hpp
   i64 (*keys)(const T* scores, i64 n, NanRank rank, Key* out);  // -> position of the first NaN, or n
   void (*exclude)(const std::uint8_t* allowed, i64 n, Key* keys);
   void (*histogram)(const Key* keys, i64 n, int shift, std::uint64_t prefix, std::uint32_t* bins);
   i64 (*mark)(const Key* keys, i64 n, Key top, Key bottom, std::uint8_t* bits, std::uint32_t* open, i64* open_count);
-  i64 (*stream[static_cast<int>(Criterion::count)])(const T* w, const T* aux, const std::uint8_t* allowed, i64 n,
-                                                    T high, T low, bool keep_nan, std::uint8_t* bits, T* values,
-                                                    std::uint32_t* open, StreamCounts* counts);
+  i64 (*stream[static_cast<int>(Criterion::count)][static_cast<int>(Storage::count)])(
+      const TileInputs<T>& in, const std::uint8_t* allowed, i64 n, T high, T low, bool keep_nan, std::uint8_t* bits,
+      T* values, std::uint32_t* open, StreamCounts* counts);
   i64 (*mark_ties)(const Key* keys, i64 n, Key key, i64* quota, std::uint8_t* bits);
   i64 (*keep_n_of_m)(const Key* keys, i64 n, int keep, int of, std::uint8_t* bits);
 
@@ -80,7 +109,16 @@ struct TypedKernels {
   void (*activation_grad)(const T* z, const T* dy, T* dz, i64 n, Act act);  // dz = dy * act'(z)
 };
 
+// Values whose bits are only moved: 16-bit floats.
+struct HalfKernels {
+  void (*apply)(const Half* w, const std::uint8_t* bits, Half* out, std::int64_t n);
+  void (*nonzero)(const Half* w, std::uint8_t* bits, std::int64_t n);
+  void (*widen)(const Half* x, float* out, std::int64_t n);
+  void (*widen_bfloat)(const BFloat* x, float* out, std::int64_t n);
+};
+
 struct Kernels {
+  HalfKernels half;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
   const TypedKernels<float>& typed(float) const { return f32; }

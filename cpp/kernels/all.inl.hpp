@@ -25,29 +25,44 @@
 namespace gossamer {
 namespace {
 
+template <class C, class T>
+constexpr void fill(TypedKernels<T>& t, Criterion criterion) {
+  auto& score_of = t.score[static_cast<int>(criterion)];
+  auto& stream_of = t.stream[static_cast<int>(criterion)];
+  score_of[static_cast<int>(Storage::native)] = &score<C, T, T>;
+  stream_of[static_cast<int>(Storage::native)] = &stream<C, T, T>;
+  if constexpr (sizeof(T) == 4) {
+    score_of[static_cast<int>(Storage::half)] = &score<C, T, Half>;
+    score_of[static_cast<int>(Storage::bfloat)] = &score<C, T, BFloat>;
+    stream_of[static_cast<int>(Storage::half)] = &stream<C, T, Half>;
+    stream_of[static_cast<int>(Storage::bfloat)] = &stream<C, T, BFloat>;
+  }
+}
+
 template <class T>
 constexpr TypedKernels<T> make_table() {
   using Key = typename KeyOf<T>::type;
   using Unsigned = typename KeyOf<T>::unsigned_type;
   constexpr int lanes = Simd<T>::V::lanes;
   TypedKernels<T> t{};
-  t.score[static_cast<int>(Criterion::identity)] = &score<Identity, T>;
-  t.score[static_cast<int>(Criterion::magnitude)] = &score<Magnitude, T>;
-  t.score[static_cast<int>(Criterion::gradient)] = &score<Gradient, T>;
-  t.score[static_cast<int>(Criterion::taylor)] = &score<Taylor, T>;
-  t.score[static_cast<int>(Criterion::wanda)] = &score<Wanda, T>;
+  fill<Identity>(t, Criterion::identity);
+  fill<Magnitude>(t, Criterion::magnitude);
+  fill<Product>(t, Criterion::product);
+  fill<Taylor>(t, Criterion::taylor);
+  fill<Taylor2>(t, Criterion::taylor2);
+  fill<Wanda>(t, Criterion::wanda);
+  fill<Square>(t, Criterion::square);
+  fill<Ria>(t, Criterion::ria);
+  fill<Share>(t, Criterion::share);
   t.score_random = &score_random<T>;
   t.add_scores = &add_scores<T>;
   t.add_lanes = &add_lanes<T>;
+  t.add_twofold = &add_twofold<T>;
+  t.add_distances = &add_distances<T>;
   t.keys = &keys<T>;
   t.exclude = &exclude<Key>;
   t.histogram = &histogram<Key, Unsigned>;
   t.mark = &mark<T>;
-  t.stream[static_cast<int>(Criterion::identity)] = &stream<Identity, T>;
-  t.stream[static_cast<int>(Criterion::magnitude)] = &stream<Magnitude, T>;
-  t.stream[static_cast<int>(Criterion::gradient)] = &stream<Gradient, T>;
-  t.stream[static_cast<int>(Criterion::taylor)] = &stream<Taylor, T>;
-  t.stream[static_cast<int>(Criterion::wanda)] = &stream<Wanda, T>;
   t.mark_ties = &mark_ties<T>;
   t.keep_n_of_m = &keep_n_of_m<Key>;
   t.apply = &apply<T>;
@@ -77,11 +92,13 @@ constexpr TypedKernels<T> make_table() {
   return t;
 }
 
+constexpr HalfKernels make_half_table() { return {&apply<Half>, &nonzero<Half>, &widen<Half>, &widen<BFloat>}; }
+
 }  // namespace
 }  // namespace gossamer
 
 #define GOSSAMER_DEFINE_TABLE(isa)                                               \
   namespace gossamer {                                                           \
   extern const Kernels kernels_##isa;                                            \
-  constexpr Kernels kernels_##isa = {make_table<float>(), make_table<double>()}; \
+  constexpr Kernels kernels_##isa = {make_half_table(), make_table<float>(), make_table<double>()}; \
   }

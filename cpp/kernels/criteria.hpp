@@ -1,41 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
-// The element-wise importance criteria, each written once for every vector width (and for CUDA). w: weights, a: what
-// the method needs beside them (gradients, input norms, accumulated movement). Every operation rounds once, in the
-// order written here, so that scores are equal bit for bit on all back ends. Formulas and papers: reference.py.
+// The element-wise criteria, each written once for every vector width (and for CUDA). w: the weights, or what is scored
+// in their place; a: what goes with every element (gradients) or column (input norms); b: with every column; r: with the
+// row. Every operation rounds once, in the order written here, so that scores are equal bit for bit on all back ends.
+// Which method uses which: ops/score.cpp. Papers: reference.py.
 #pragma once
 #include "core/table.hpp"
 
 namespace gossamer {
 namespace {
 
-struct Identity {  // the scores themselves; movement, whose sum the statistics hold
+struct Identity {  // scores that are there already: movement, random, lamp, fpgm
   template <class V>
-  static V apply(V, V a) {
-    return a;
+  static V apply(V w, V, V, V) {
+    return w;
   }
 };
-struct Magnitude {
+struct Magnitude {  // magnitude; gradient, with the gradients as w
   template <class V>
-  static V apply(V w, V) {
+  static V apply(V w, V, V, V) {
     return Abs(w);
   }
 };
-struct Gradient {
+struct Product {  // grasp, synflow
   template <class V>
-  static V apply(V, V a) {
-    return Abs(a);
+  static V apply(V w, V a, V, V) {
+    return Mul(w, a);
   }
 };
 struct Taylor {
   template <class V>
-  static V apply(V w, V a) {
+  static V apply(V w, V a, V, V) {
     return Abs(Mul(w, a));
+  }
+};
+struct Taylor2 {
+  template <class V>
+  static V apply(V w, V a, V, V) {
+    const V product = Mul(w, a);
+    return Mul(product, product);
   }
 };
 struct Wanda {
   template <class V>
-  static V apply(V w, V a) {
+  static V apply(V w, V a, V, V) {
     return Mul(Abs(w), a);
+  }
+};
+struct Square {  // fisher, a = E[g^2] / 2; obs, a = 1 / (2 [H^-1]_jj)
+  template <class V>
+  static V apply(V w, V a, V, V) {
+    return Mul(Mul(w, w), a);
+  }
+};
+struct Ria {  // a: powers of the input norms, b: column sums, r: row sum of |w|
+  template <class V>
+  static V apply(V w, V a, V b, V r) {
+    const V size = Abs(w);
+    return Mul(Add(Div(size, r), Div(size, b)), a);
+  }
+};
+struct Share {  // snip, r: the sum of all |w * g|
+  template <class V>
+  static V apply(V w, V a, V, V r) {
+    return Div(Abs(Mul(w, a)), r);
   }
 };
 

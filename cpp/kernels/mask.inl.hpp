@@ -4,6 +4,12 @@ namespace gossamer {
 namespace {
 
 template <class T>
+inline bool is_nonzero(T x) {
+  return x != T{0};
+}
+inline bool is_nonzero(Half x) { return (x.bits & 0x7FFF) != 0; }
+
+template <class T>
 void apply(const T* w, const std::uint8_t* bits, T* out, std::int64_t n) {
   using V = typename Simd<T>::V;
   std::int64_t i = 0;
@@ -13,7 +19,7 @@ void apply(const T* w, const std::uint8_t* bits, T* out, std::int64_t n) {
     for (int j = 0; j < 64; j += V::lanes)
       Store(KeepBits(static_cast<unsigned>(word >> j), Load<V>(w + i + j)), out + i + j);
   }
-  for (; i < n; ++i) out[i] = (bits[i / 8] >> (i % 8) & 1) != 0 ? w[i] : T{0};
+  for (; i < n; ++i) out[i] = (bits[i / 8] >> (i % 8) & 1) != 0 ? w[i] : T{};
 }
 
 template <class T>
@@ -26,7 +32,7 @@ void nonzero(const T* w, std::uint8_t* bits, std::int64_t n) {
     store_bits(word, 64, bits + i / 8);
   }
   std::uint64_t word = 0;
-  for (std::int64_t j = i; j < n; ++j) word |= std::uint64_t{w[j] != T{0}} << (j - i);
+  for (std::int64_t j = i; j < n; ++j) word |= std::uint64_t{is_nonzero(w[j])} << (j - i);
   store_bits(word, n - i, bits + i / 8);
 }
 

@@ -3,18 +3,24 @@
 namespace gossamer {
 namespace {
 
-template <class C, class T>
-void score(const T* w, const T* aux, T* out, std::int64_t n) {
+// W: how the weights are stored, T or, for float, Half or BFloat.
+template <class C, class T, class W>
+void score(const TileInputs<T>& in, T* out, std::int64_t n) {
   using V = typename Simd<T>::V;
+  const W* w = static_cast<const W*>(in.w);
+  const V r = Set<V>(in.r);
   std::int64_t i = 0;
-  for (; i + V::lanes <= n; i += V::lanes) Store(C::apply(Load<V>(w + i), Load<V>(aux + i)), out + i);
+  for (; i + V::lanes <= n; i += V::lanes)
+    Store(C::apply(LoadAs<V>(w + i), Load<V>(in.a + i), Load<V>(in.b + i), r), out + i);
   if (i == n) return;
-  T tail_w[V::lanes] = {}, tail_aux[V::lanes] = {}, tail_out[V::lanes];
+  W tail_w[V::lanes] = {};
+  T tail_a[V::lanes] = {}, tail_b[V::lanes] = {}, tail_out[V::lanes];
   for (std::int64_t j = i; j < n; ++j) {
     tail_w[j - i] = w[j];
-    tail_aux[j - i] = aux[j];
+    tail_a[j - i] = in.a[j];
+    tail_b[j - i] = in.b[j];
   }
-  Store(C::apply(Load<V>(tail_w), Load<V>(tail_aux)), tail_out);
+  Store(C::apply(LoadAs<V>(tail_w), Load<V>(tail_a), Load<V>(tail_b), r), tail_out);
   for (std::int64_t j = i; j < n; ++j) out[j] = tail_out[j - i];
 }
 
@@ -46,6 +52,48 @@ void add_lanes(const T* scores, std::int64_t n, double* lane) {
   for (; i + 8 <= n; i += 8)
     for (int j = 0; j < 8; ++j) lane[j] += static_cast<double>(scores[i + j]);
   for (int j = 0; i + j < n; ++j) lane[j] += static_cast<double>(scores[i + j]);
+}
+
+// Every sum takes one term more (two-sum: Knuth, TAOCP 2, 4.2.2). Once infinite or NaN, `high` is the sum.
+template <class T>
+void add_twofold(const T* scores, Twofold* sums, std::int64_t n) {
+  GOSSAMER_INDEPENDENT
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double x = static_cast<double>(scores[i]), high = sums[i].high, sum = high + x, part = sum - high;
+    sums[i].low += (high - (sum - part)) + (x - part);
+    sums[i].high = sum;
+  }
+}
+
+// lane[j mod 8] += (row[j] - other[j])^2.
+template <class T>
+void add_distances(const T* row, const T* other, std::int64_t n, double* lane) {
+  double sums[8];
+  for (int j = 0; j < 8; ++j) sums[j] = lane[j];
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) {
+      const double d = static_cast<double>(row[i + j]) - static_cast<double>(other[i + j]);
+      sums[j] += d * d;
+    }
+  for (int j = 0; i + j < n; ++j) {
+    const double d = static_cast<double>(row[i + j]) - static_cast<double>(other[i + j]);
+    sums[j] += d * d;
+  }
+  for (int j = 0; j < 8; ++j) lane[j] = sums[j];
+}
+
+template <class W>
+void widen(const W* x, float* out, std::int64_t n) {
+  using V = typename Simd<float>::V;
+  std::int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) Store(LoadAs<V>(x + i), out + i);
+  if (i == n) return;
+  W tail[V::lanes] = {};
+  float tail_out[V::lanes];
+  for (std::int64_t j = i; j < n; ++j) tail[j - i] = x[j];
+  Store(LoadAs<V>(tail), tail_out);
+  for (std::int64_t j = i; j < n; ++j) out[j] = tail_out[j - i];
 }
 
 }  // namespace

@@ -92,30 +92,36 @@ std::int64_t mark(const typename KeyOf<T>::type* key, std::int64_t n, typename K
 // The one-pass kernel: scores in registers, a bit for every score above `high`; the scores in [low, high] are open:
 // counted, and unless `open` is null their positions and values written there. NaN is counted apart and kept or not as
 // `keep_nan` says. Positions that `allowed` (null: all) leaves out get no bit and are not open, but their NaN counts.
-// `w` and `aux` are read in whole groups of 64; the last, partial one is copied first.
-template <class C, class T>
-std::int64_t stream(const T* w, const T* aux, const std::uint8_t* allowed, std::int64_t n, T high, T low, bool keep_nan,
+// The inputs are read in whole groups of 64; the last, partial one is copied first.
+template <class C, class T, class W>
+std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::int64_t n, T high, T low, bool keep_nan,
                     std::uint8_t* bits, T* values, std::uint32_t* open, StreamCounts* counts) {
   using V = typename Simd<T>::V;
+  const W* w = static_cast<const W*>(in.w);
+  const V r = Set<V>(in.r);
   const V above = Set<V>(high), below = Set<V>(low);
   std::int64_t kept = 0, found = 0, nans = 0;
-  alignas(64) T group[64], tail_w[64], tail_aux[64];
+  alignas(64) T group[64], tail_a[64], tail_b[64];
+  alignas(64) W tail_w[64];
   for (std::int64_t i = 0; i < n; i += 64) {
-    const T *gw = w + i, *ga = aux + i;
+    const W* gw = w + i;
+    const T *ga = in.a + i, *gb = in.b + i;
     std::uint64_t valid = ~std::uint64_t{0};
     if (n - i < 64) {
       for (std::int64_t j = 0; j < 64; ++j) {
-        tail_w[j] = i + j < n ? gw[j] : T{0};
-        tail_aux[j] = i + j < n ? ga[j] : T{0};
+        tail_w[j] = i + j < n ? gw[j] : W{};
+        tail_a[j] = i + j < n ? ga[j] : T{0};
+        tail_b[j] = i + j < n ? gb[j] : T{0};
       }
       gw = tail_w;
-      ga = tail_aux;
+      ga = tail_a;
+      gb = tail_b;
       valid >>= 64 - (n - i);
     }
     std::uint64_t sure = 0, lower = 0;
     GOSSAMER_UNROLL
     for (int j = 0; j < 64; j += V::lanes) {
-      const V score = C::apply(Load<V>(gw + j), Load<V>(ga + j));
+      const V score = C::apply(LoadAs<V>(gw + j), Load<V>(ga + j), Load<V>(gb + j), r);
       Store(score, group + j);
       sure |= std::uint64_t{Greater(score, above)} << j;
       lower |= std::uint64_t{Less(score, below)} << j;

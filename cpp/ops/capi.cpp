@@ -48,13 +48,21 @@ gossamer_status guarded(F&& f) noexcept {
 Array view(const char* function, const char* argument, const gossamer_array* array) {
   const std::string what = format("%s: %s", function, argument);
   if (array == nullptr) value_error(what + " must not be NULL");
-  if (array->dtype != GOSSAMER_FLOAT32 && array->dtype != GOSSAMER_FLOAT64)
-    type_error(what +
-               format(" must be GOSSAMER_FLOAT32 or GOSSAMER_FLOAT64, got dtype %d", static_cast<int>(array->dtype)));
+  if (array->dtype < GOSSAMER_FLOAT32 || array->dtype > GOSSAMER_BFLOAT16)
+    type_error(what + format(" must have a gossamer_dtype, got %d", static_cast<int>(array->dtype)));
   if (array->ndim > 0 && array->shape == nullptr) value_error(what + " must have a shape");
   const Array result(array->data, static_cast<DType>(array->dtype), array->ndim, array->shape, array->strides,
                      what.c_str());
   if (array->data == nullptr && !result.empty()) value_error(what + " must have data");
+  return result;
+}
+
+// For the products, which know no 16-bit values.
+Array wide_view(const char* function, const char* argument, const gossamer_array* array) {
+  const Array result = view(function, argument, array);
+  if (is_16_bit(result.dtype()))
+    type_error(format("%s: %s must be GOSSAMER_FLOAT32 or GOSSAMER_FLOAT64, got %s", function, argument,
+                      name_of(result.dtype())));
   return result;
 }
 
@@ -68,7 +76,7 @@ ScoreSource source(const char* function, const char* method, const gossamer_arra
   ScoreSource s;
   s.method = &find_method(function, text(function, "method", method));
   s.weights = view(function, "weights", weights);
-  if (s.method->uses_aux) s.aux = view(function, "aux", aux);
+  if (s.method->uses_aux()) s.aux = view(function, "aux", aux);
   s.seed = seed;
   check_source(function, "", s);
   return s;
@@ -122,9 +130,9 @@ gossamer_status gossamer_score(const char* method, const gossamer_array* weights
   return guarded([&] {
     const ScoreSource s = source("score", method, weights, aux, seed);
     const Array out = view("score", "scores", scores);
-    const Array inputs[] = {s.weights, s.method->uses_aux ? s.aux : s.weights};
+    const Array inputs[] = {s.weights, s.method->uses_aux() ? s.aux : s.weights};
     check_out("score", out, s.rows(), s.cols(), s.dtype(), inputs);
-    score(s, out);
+    score({&s, 1}, {&out, 1});
   });
 }
 
@@ -183,10 +191,10 @@ gossamer_status gossamer_matmul_csr(const gossamer_csr* a, const gossamer_array*
     check_csr(function, pattern, pattern.nnz());
     Epilogue epilogue;
     epilogue.activation = static_cast<Act>(activation);
-    if (bias != nullptr) epilogue.bias = view(function, "bias", bias);
-    if (residual != nullptr) epilogue.residual = view(function, "residual", residual);
-    matmul_csr(function, pattern, static_cast<DType>(a->dtype), a->values, view(function, "x", x), linear != 0,
-               epilogue, view(function, "out", out));
+    if (bias != nullptr) epilogue.bias = wide_view(function, "bias", bias);
+    if (residual != nullptr) epilogue.residual = wide_view(function, "residual", residual);
+    matmul_csr(function, pattern, static_cast<DType>(a->dtype), a->values, wide_view(function, "x", x), linear != 0,
+               epilogue, wide_view(function, "out", out));
   });
 }
 

@@ -8,14 +8,30 @@
 
 namespace gossamer {
 
+const char* name_of(Needs needs) {
+  static const char* const names[] = {"", "grads", "norm", "movement", "seed", "grad2", "hessian"};
+  return names[static_cast<int>(needs)];
+}
+
 std::span<const Method> methods() {
+  using C = Criterion;
+  using N = Needs;
   static const Method list[] = {
-      {"magnitude", Needs::weights, Criterion::magnitude, true, false, "tensor"},
-      {"gradient", Needs::grads, Criterion::gradient, false, true, "tensor"},
-      {"taylor", Needs::weights_and_grads, Criterion::taylor, true, true, "tensor"},
-      {"movement", Needs::movement, Criterion::identity, false, true, "tensor"},
-      {"wanda", Needs::weights_and_norm, Criterion::wanda, true, true, "row"},
-      {"random", Needs::seed, Criterion::identity, false, false, "tensor"},
+      {"magnitude", N::nothing, C::magnitude, false, "tensor", false},
+      {"gradient", N::grads, C::magnitude, true, "tensor", false},
+      {"taylor", N::grads, C::taylor, false, "tensor", false},
+      {"taylor2", N::grads, C::taylor2, false, "tensor", false},
+      {"movement", N::movement, C::identity, true, "tensor", false},
+      {"fisher", N::grad2, C::square, false, "tensor", false},
+      {"obs", N::hessian, C::square, false, "row", false},
+      {"wanda", N::norm, C::wanda, false, "row", false},
+      {"ria", N::norm, C::ria, false, "row", true},
+      {"snip", N::grads, C::share, false, "global", true},
+      {"grasp", N::grads, C::product, false, "global", false},
+      {"synflow", N::grads, C::product, false, "global", false},
+      {"lamp", N::nothing, C::identity, false, "global", true},
+      {"fpgm", N::nothing, C::identity, false, "tensor", true},
+      {"random", N::seed, C::identity, false, "tensor", false},
   };
   return list;
 }
@@ -29,24 +45,38 @@ const Method& find_method(const char* function, const char* name) {
   value_error(format("%s: method must be one of %s or a callable, got '%.60s'", function, known.c_str(), name));
 }
 
+DType ScoreSource::dtype() const {
+  const bool wide = method != nullptr && std::strcmp(method->name, "synflow") == 0 && aux.dtype() == DType::float64;
+  return wide ? DType::float64 : compute_dtype(weights.dtype());
+}
+
 ScoreSource ScoreSource::flattened() const {
-  const bool per_column = method != nullptr && method->uses_aux && aux.rows() != rows();
-  if (per_column || !weights.contiguous() || (method != nullptr && method->uses_aux && !aux.contiguous())) return *this;
+  const bool uses_aux = method != nullptr && method->uses_aux();
+  if (numbers != nullptr || !columns.empty() || (uses_aux && method->per_column())) return *this;
+  if (!weights.contiguous() || (uses_aux && !aux.contiguous())) return *this;
   if (rows() > 1 && cols() % 8 != 0) return *this;  // the packed rows have padding bits
   ScoreSource flat = *this;
   flat.weights = weights.flat();
-  if (method != nullptr && method->uses_aux) flat.aux = aux.flat();
+  if (uses_aux) flat.aux = aux.flat();
   return flat;
 }
 
+ScoreSource ScoreSource::row(std::int64_t row) const {
+  ScoreSource one = *this;
+  one.weights = weights.row(row);
+  if (method != nullptr && method->uses_aux() && !method->per_column()) one.aux = aux.row(row);
+  if (numbers != nullptr) one.numbers += row;
+  one.first_index += row * cols();
+  return one;
+}
+
 void check_source(const char* function, const char* name, const ScoreSource& source) {
-  if (source.method == nullptr || !source.method->uses_aux) return;
-  const bool norm = source.method->needs == Needs::weights_and_norm;
-  const char* what = norm ? "stats" : source.method->needs == Needs::movement ? "stats" : "grads";
-  const std::int64_t rows = norm ? 1 : source.rows();
-  if (source.aux.rows() == rows && source.aux.cols() == source.cols()) return;
+  if (source.method == nullptr || !source.method->uses_aux()) return;
+  const char* what = source.method->needs == Needs::grads ? "grads" : "stats";
+  const bool per_column = source.method->per_column();
+  if (source.aux.rows() == (per_column ? 1 : source.rows()) && source.aux.cols() == source.cols()) return;
   value_error(format("%s: %s must have the shape %s that %s needs, got %s%s%s", function, what,
-                     norm ? format("(%lld,)", ll(source.cols())).c_str() : source.weights.shape_text().c_str(),
+                     per_column ? format("(%lld,)", ll(source.cols())).c_str() : source.weights.shape_text().c_str(),
                      source.method->name, source.aux.shape_text().c_str(), *name != '\0' ? " for " : "", name));
 }
 
@@ -71,7 +101,7 @@ void check_outs_apart(const char* function, std::span<const Array> outs, std::sp
         value_error(format("%s: out must not share memory between two tensors, got some that do", function));
 }
 
-void score(const ScoreSource& source_, const Array& out_) {
+static void score_one(const ScoreSource& source_, const Array& out_) {
   const ScoreSource flat = source_.flattened();
   const bool same = out_.contiguous() || flat.rows() == source_.rows();
   const ScoreSource& source = same ? flat : source_;
@@ -84,10 +114,15 @@ void score(const ScoreSource& source_, const Array& out_) {
                     const TileInputs<T> in = tile_inputs(source, row, col, n, s);
                     T* direct = out.direct<T>(row, col);
                     T* to = direct != nullptr ? direct : s.scores;
-                    kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, to, n);
+                    kernels<T>().score[static_cast<int>(in.criterion)][static_cast<int>(in.storage)](in, to, n);
                     if (direct == nullptr) out.store(row, col, n, to);
                   });
   });
+}
+
+void score(std::span<const ScoreSource> sources, std::span<const Array> outs) {
+  const std::vector<ScoreSource> prepared = prepare(sources);
+  for (std::size_t i = 0; i < prepared.size(); ++i) score_one(prepared[i], outs[i]);
 }
 
 }  // namespace gossamer

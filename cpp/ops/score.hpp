@@ -2,6 +2,7 @@
 // Importance scores of a tensor, a tile at a time: what score() writes out and what selection reads.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -11,14 +12,18 @@
 
 namespace gossamer {
 
-enum class Needs : int { weights, grads, norm, movement, seed, weights_and_grads, weights_and_norm };
+enum class Needs : int { nothing, grads, norm, movement, seed, grad2, hessian };
+const char* name_of(Needs needs);  // as in Python: "", "grads", or the kind of the Stats
 
 struct Method {
   const char* name;
-  Needs needs;
+  Needs needs;  // what ScoreSource::aux holds: like the weights, or for norm and hessian [1, cols]
   Criterion criterion;
-  bool uses_weights, uses_aux;
+  bool scores_aux;    // the criterion's w is aux: the weights are not read
   const char* group;  // what competes by default in prune()
+  bool whole;         // needs sums over the whole tensor, or all of them: prepare()
+  bool uses_aux() const { return needs != Needs::nothing && needs != Needs::seed; }
+  bool per_column() const { return needs == Needs::norm || needs == Needs::hessian; }
 };
 
 std::span<const Method> methods();
@@ -27,66 +32,89 @@ const Method& find_method(const char* function, const char* name);
 struct ScoreSource {
   const Method* method = nullptr;  // nullptr: `weights` are the scores themselves
   Array weights;
-  Array aux;  // gradients, movement (like the weights) or norm [1, cols]
+  Array aux;
   std::uint64_t seed = 0;
   std::int64_t first_index = 0;  // flat index of element 0 among all tensors of the call ("random")
 
-  DType dtype() const { return weights.dtype(); }
+  // Filled in by prepare() for methods that look at the whole tensor.
+  Criterion criterion = Criterion::identity;
+  Array columns;                    // [1, cols]: b of the criterion
+  const double* numbers = nullptr;  // [rows]: r of the criterion
+  double number = 1;                // r where it is the same for all rows
+  std::shared_ptr<const void> owned;
+
+  // What is scored is not of the dtype that is computed in: float32 for 16-bit weights. float64 gradients of synflow
+  // stay float64: products of a deep network overflow float32.
+  DType dtype() const;
   std::int64_t rows() const { return weights.rows(); }
   std::int64_t cols() const { return weights.cols(); }
 
   // As one long row where the layout allows it: longer tiles, the same flat order.
   ScoreSource flattened() const;
+  ScoreSource row(std::int64_t row) const;
 };
 
 // Checks shapes and dtypes; `function` and `name` go into the messages.
 void check_source(const char* function, const char* name, const ScoreSource& source);
 
+// The sources ready to be scored: what takes a look at whole tensors (the sums of ria and snip, the order of lamp, the
+// distances of fpgm) is done here. Sums are rounded once, whatever the order.
+std::vector<ScoreSource> prepare(std::span<const ScoreSource> sources);
+
 template <class T>
 struct ScoreScratch {
   alignas(64) T weights[tile_size];
-  alignas(64) T aux[tile_size];
+  alignas(64) T a[tile_size];
+  alignas(64) T b[tile_size] = {};  // also where a kernel may point that reads nothing
   alignas(64) T scores[tile_size];
 };
 
-// What a kernel needs to score a tile: both pointers are valid, also where the criterion reads only one.
-template <class T>
-struct TileInputs {
-  Criterion criterion;
-  const T *weights, *aux;
-};
-
-// count <= tile_size elements, contiguous; in place where they lie so already.
+// count <= tile_size elements, contiguous; in place where they lie so already, 16-bit floats as they are.
 template <class T>
 TileInputs<T> tile_inputs(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
                           ScoreScratch<T>& scratch) {
   const Method* method = source.method;
-  if (method == nullptr) {
-    const T* scores = source.weights.load(row, col, count, scratch.weights);
-    return {Criterion::identity, scores, scores};
-  }
-  if (method->needs == Needs::seed) {
+  TileInputs<T> in{source.criterion, Storage::native, nullptr, scratch.b, scratch.b, T{1}};
+  if (method != nullptr && method->needs == Needs::seed) {
     kernels<T>().score_random(source.seed, static_cast<std::uint64_t>(source.first_index + row * source.cols() + col),
-                              scratch.aux, count);
-    return {Criterion::identity, scratch.aux, scratch.aux};
+                              scratch.weights, count);
+    in.w = scratch.weights;
+    return in;
   }
-  const bool per_column = source.aux.rows() == 1;
-  const T* aux = method->uses_aux ? source.aux.load(per_column ? 0 : row, col, count, scratch.aux) : nullptr;
-  const T* weights = method->uses_weights ? source.weights.load(row, col, count, scratch.weights) : aux;
-  return {method->criterion, weights, aux != nullptr ? aux : weights};
+  in.r = static_cast<T>(source.numbers != nullptr ? source.numbers[row] : source.number);
+  if (source.numbers != nullptr && source.criterion == Criterion::identity) {  // fpgm: the row's number is the score
+    std::fill(scratch.weights, scratch.weights + count, in.r);
+    in.w = scratch.weights;
+    return in;
+  }
+  const Array& scored = method != nullptr && method->scores_aux ? source.aux : source.weights;
+  if (sizeof(T) == 4 && is_16_bit(scored.dtype()) && scored.rows_contiguous()) {
+    in.storage = scored.dtype() == DType::float16 ? Storage::half : Storage::bfloat;
+    in.w = scored.data() + row * scored.row_stride() + col * 2;
+  } else {
+    in.w = scored.load(row, col, count, scratch.weights);
+  }
+  if (method == nullptr || method->scores_aux) return in;
+  if (method->uses_aux()) in.a = source.aux.load(method->per_column() ? 0 : row, col, count, scratch.a);
+  if (!source.columns.empty()) in.b = source.columns.load(0, col, count, scratch.b);
+  return in;
 }
 
 // The scores of a tile; in the weights themselves where nothing has to be computed.
 template <class T>
-const T* score_tile(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
-                    ScoreScratch<T>& scratch) {
-  const TileInputs<T> in = tile_inputs(source, row, col, count, scratch);
-  if (in.criterion == Criterion::identity) return in.aux;
-  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, scratch.scores, count);
+const T* score_tile(const TileInputs<T>& in, std::int64_t count, ScoreScratch<T>& scratch) {
+  if (in.criterion == Criterion::identity && in.storage == Storage::native) return static_cast<const T*>(in.w);
+  kernels<T>().score[static_cast<int>(in.criterion)][static_cast<int>(in.storage)](in, scratch.scores, count);
   return scratch.scores;
 }
+template <class T>
+const T* score_tile(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
+                    ScoreScratch<T>& scratch) {
+  return score_tile(tile_inputs(source, row, col, count, scratch), count, scratch);
+}
 
-void score(const ScoreSource& source, const Array& out);
+// Of checked sources, to checked outs.
+void score(std::span<const ScoreSource> sources, std::span<const Array> outs);
 
 // Throws unless `out` may be written: right shape and dtype, no element twice, no overlap with one of its own inputs
 // other than being that input.

@@ -22,15 +22,20 @@ class Call {
 
   void run() {
     check();
+    {
+      std::vector<ScoreSource> given;
+      for (const SelectTensor& t : tensors_) given.push_back(t.source);
+      sources_ = prepare(given);
+    }
     const bool structured = how_.pattern.kind != Pattern::Kind::element && how_.pattern.kind != Pattern::Kind::n_of_m;
     std::int64_t base = 0;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       SelectTensor& t = tensors_[i];
       if (structured) {
-        units_.push_back(make_units(t));
+        units_.push_back(make_units(t, sources_[i]));
       } else {
         const bool flat = how_.group != Group::row || how_.pattern.kind == Pattern::Kind::n_of_m;
-        items_.push_back({flat ? t.source.flattened() : t.source, t.prior, t.mask, base});
+        items_.push_back({flat ? sources_[i].flattened() : sources_[i], t.prior, t.mask, base});
         base += t.source.rows() * t.source.cols();
       }
     }
@@ -115,7 +120,7 @@ class Call {
     if (how_.group == Group::global) check_count(all);
   }
 
-  Units make_units(const SelectTensor& t) const {
+  Units make_units(const SelectTensor& t, const ScoreSource& source) const {
     const std::int64_t rows = t.source.rows(), cols = t.source.cols();
     Units u{};
     switch (how_.pattern.kind) {
@@ -125,7 +130,7 @@ class Call {
     }
     u.scores.assign(static_cast<std::size_t>(u.rows * u.cols), 0.0);
     u.mask.assign(static_cast<std::size_t>(u.rows * row_bytes(u.cols)), 0);
-    if (rows * cols > 0) score_units(t.source, u);
+    if (rows * cols > 0) score_units(source, u);
     if (t.prior != nullptr) units_prior(t.prior, cols, u);
     return u;
   }
@@ -236,7 +241,7 @@ class Call {
   // Tells the first NaN in mapping order. A structured unit is NaN as a whole: its elements are read again to find it.
   [[noreturn]] void throw_nan() const {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      const ScoreSource& source = tensors_[i].source;
+      const ScoreSource& source = sources_[i];
       std::int64_t found = -1;
       dispatch(source.dtype(), [&](auto zero) {
         using T = decltype(zero);
@@ -260,6 +265,7 @@ class Call {
   const char* function_;
   std::vector<SelectTensor>& tensors_;
   const Selection& how_;
+  std::vector<ScoreSource> sources_;  // of the tensors, prepared
   std::vector<Item> items_;
   std::vector<Units> units_;
   std::atomic<bool> nan_{false};

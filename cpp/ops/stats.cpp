@@ -38,7 +38,8 @@ void add_squares(const Array& x, double decay, double* sums) {
 }
 
 void subtract_products(const Array& weights, const Array& grads, double decay, double* sums) {
-  dispatch(weights.dtype(), [&](auto zero) {
+  const bool wide = weights.dtype() == DType::float64 || grads.dtype() == DType::float64;
+  dispatch(wide ? DType::float64 : DType::float32, [&](auto zero) {
     using T = decltype(zero);
     PerWorker<Tile<T>> scratch;
     for_all_tiles(weights.rows(), weights.cols(), scratch,

@@ -15,6 +15,11 @@ inline constexpr std::int64_t chunk_size = 1 << 15;  // elements a thread claims
 
 inline std::int64_t row_bytes(std::int64_t cols) { return (cols + 7) / 8; }
 
+// The eight lanes of a sum (add_lanes, add_distances) in the one order in which they are added.
+inline double sum_of_lanes(const double* lane) {
+  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
 struct Chunk {
   std::int64_t tensor, row_begin, row_end, col_begin, col_end;
 };

@@ -62,8 +62,7 @@ class Engine {
   }
 
   void keep_from(double threshold) {
-    T t = static_cast<T>(threshold);  // the smallest T that is not below it
-    if (static_cast<double>(t) < threshold) t = std::nextafter(t, std::numeric_limits<T>::infinity());
+    const T t = round_up(threshold);
     kept_.assign(chunks_.size(), 0);
     if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
     const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
@@ -73,7 +72,47 @@ class Engine {
     add_counts();
   }
 
+  std::int64_t keep_above(double threshold, std::int64_t ties) {
+    const T t = round_up(threshold);
+    if (static_cast<double>(t) != threshold) {
+      keep_from(threshold);
+      return 0;
+    }
+    std::vector<std::int64_t> equal(chunks_.size());
+    kept_.assign(chunks_.size(), 0);
+    stream_equal(t, equal);
+    ties = std::min(ties, std::accumulate(equal.begin(), equal.end(), std::int64_t{0}));
+    fill_ties(key_of(t), equal, ties);
+    add_counts();
+    return ties;
+  }
+
+  Collected collect(double low, double high, T* values) {
+    const T from = round_up(low), to = -round_up(-high);
+    std::vector<std::vector<T>> inside(chunks_.size());
+    kept_.assign(chunks_.size(), 0);
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
+      const auto c = static_cast<std::size_t>(i);
+      for_chunk_stream(c, to, from, s, s.open, [&](std::uint32_t, const StreamCounts& counts) {
+        inside[c].insert(inside[c].end(), s.values, s.values + counts.open);
+      });
+    });
+    Collected result{std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0}), 0, 0};
+    for (const auto& part : inside) {
+      std::copy(part.begin(), part.end(), values + result.inside);
+      result.inside += static_cast<std::int64_t>(part.size());
+    }
+    result.below = size_ - result.above - result.inside;
+    return result;
+  }
+
  private:
+  // The smallest T that is not below x.
+  static T round_up(double x) {
+    const T t = static_cast<T>(x);
+    return static_cast<double>(t) < x ? std::nextafter(t, std::numeric_limits<T>::infinity()) : t;
+  }
+
   static Key signed_key(Unsigned u) {
     return static_cast<Key>(u ^ static_cast<Unsigned>(std::numeric_limits<Key>::min()));
   }
@@ -358,18 +397,22 @@ class Engine {
     std::vector<std::int64_t> equal(chunks_.size());
     kept_.assign(chunks_.size(), 0);
     last_key_ = key;
-    const T score = score_of<T>(key);
-    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
-      const auto c = static_cast<std::size_t>(i);
-      for_chunk_stream(c, score, score, s, nullptr,
-                       [&](std::uint32_t, const StreamCounts& counts) { equal[c] += counts.open; });
-    });
+    stream_equal(score_of<T>(key), equal);
     std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
     if (rank < (needs_key_ ? 1 : 0) || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0}))
       return false;
     fill_ties(key, equal, rank);
     add_counts();
     return true;
+  }
+
+  // Keeps all scores above this one, counts those equal to it.
+  void stream_equal(T score, std::vector<std::int64_t>& equal) {
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
+      const auto c = static_cast<std::size_t>(i);
+      for_chunk_stream(c, score, score, s, nullptr,
+                       [&](std::uint32_t, const StreamCounts& counts) { equal[c] += counts.open; });
+    });
   }
 
   // Sets the bits of the first `rank` keys equal to `key`; `equal` counts them by chunk.
@@ -453,6 +496,29 @@ double kth_score(Item item, std::int64_t count) {
     score = static_cast<double>(score_of<T>(engine.find_kth(count)));
   });
   return score;
+}
+
+std::int64_t keep_above(Item& item, double threshold, std::int64_t ties) {
+  std::vector<Item> items{item};
+  std::atomic<bool> ignored{false};
+  std::int64_t used = 0;
+  as_widest(items, [&](auto zero) {
+    used = Engine<decltype(zero)>(items, NanRule{NanRank::low, ignored}).keep_above(threshold, ties);
+  });
+  item.nnz = items[0].nnz;
+  return used;
+}
+
+Collected collect(Item item, double low, double high, NanRule nan, void* values) {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(item.rows() * row_bytes(item.cols())));
+  item.mask = mask.data();
+  std::vector<Item> items{item};
+  Collected result{};
+  as_widest(items, [&](auto zero) {
+    using T = decltype(zero);
+    result = Engine<T>(items, nan).collect(low, high, static_cast<T*>(values));
+  });
+  return result;
 }
 
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan) {

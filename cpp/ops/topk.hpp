@@ -37,6 +37,14 @@ void keep_top(std::vector<Item>& items, std::int64_t count, NanRule nan);
 double kth_score(Item item, std::int64_t count);
 // Every score >= threshold.
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan);
+// Every score > threshold and the first `ties` equal to it; -> how many of these there were, at most `ties`.
+std::int64_t keep_above(Item& item, double threshold, std::int64_t ties);
+// Copies the scores in [low, high] to `values` (room for all of them, of the source's dtype), in flat order, and counts
+// the others. The item's mask is not used.
+struct Collected {
+  std::int64_t above, inside, below;
+};
+Collected collect(Item item, double low, double high, NanRule nan, void* values);
 // The best `count` of every row.
 void keep_top_of_rows(Item& item, std::int64_t count, NanRule nan);
 // The best `keep` of every `of` consecutive elements of a row; `of` must divide the columns.

@@ -110,9 +110,7 @@ class Rows {
 
   void as_tensor(std::int64_t r) {
     std::vector<Item> row{item_};
-    row[0].source.weights = item_.source.weights.row(r);
-    if (item_.source.aux.rows() > 1) row[0].source.aux = item_.source.aux.row(r);
-    row[0].source.first_index += r * item_.cols();
+    row[0].source = item_.source.row(r);
     row[0].base += r * item_.cols();
     row[0].mask = mask(r);
     if (item_.prior != nullptr) row[0].prior += item_.byte(r, 0);

@@ -51,8 +51,8 @@ TileInputs<T> inputs_of(const Item& item, std::int64_t row, std::int64_t col, st
   if constexpr (sizeof(T) == 8) {
     if (item.source.dtype() == DType::float32) {
       const float* narrow = score_tile(item.source, row, col, n, s.narrow);
-      std::copy(narrow, narrow + n, s.aux);
-      return {Criterion::identity, s.aux, s.aux};
+      std::copy(narrow, narrow + n, s.a);
+      return {Criterion::identity, Storage::native, s.a, s.b, s.b, T{1}};
     }
   }
   return tile_inputs(item.source, row, col, n, s);
@@ -60,10 +60,7 @@ TileInputs<T> inputs_of(const Item& item, std::int64_t row, std::int64_t col, st
 
 template <class T>
 const T* scores_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-  const TileInputs<T> in = inputs_of(item, row, col, n, s);
-  if (in.criterion == Criterion::identity) return in.aux;
-  kernels<T>().score[static_cast<int>(in.criterion)](in.weights, in.aux, s.scores, n);
-  return s.scores;
+  return score_tile(inputs_of(item, row, col, n, s), n, s);
 }
 
 // Keys of a tile, padded to a multiple of 64; NaN is ranked and noticed.
@@ -83,8 +80,8 @@ std::int64_t stream_tile(const Item& item, std::int64_t row, std::int64_t col, s
                          NanRule nan, Scratch<T>& s, std::uint32_t* open, StreamCounts& counts) {
   const TileInputs<T> in = inputs_of(item, row, col, n, s);
   const std::int64_t byte = item.byte(row, col);
-  const std::int64_t kept = kernels<T>().stream[static_cast<int>(in.criterion)](
-      in.weights, in.aux, item.prior != nullptr ? item.prior + byte : nullptr, n, high, low, nan.rank == NanRank::high,
+  const std::int64_t kept = kernels<T>().stream[static_cast<int>(in.criterion)][static_cast<int>(in.storage)](
+      in, item.prior != nullptr ? item.prior + byte : nullptr, n, high, low, nan.rank == NanRank::high,
       item.mask + byte, s.values, open, &counts);
   if (counts.nan > 0) nan.seen.store(true, std::memory_order_relaxed);
   return kept;

@@ -10,10 +10,6 @@
 namespace gossamer {
 namespace {
 
-double sum_of_lanes(const double* lane) {
-  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
 template <class T>
 void score(const ScoreSource& source, Units& units) {
   const auto& table = kernels<T>();
@@ -55,8 +51,12 @@ void score(const ScoreSource& source, Units& units) {
 
 }  // namespace
 
-void score_units(const ScoreSource& source, Units& units) {
+void score_units(ScoreSource source, Units& units) {
+  const bool squared = source.criterion == Criterion::taylor2;  // of the sum, not the sum of squares
+  if (squared) source.criterion = Criterion::product;
   dispatch(source.dtype(), [&](auto zero) { score<decltype(zero)>(source, units); });
+  if (squared)
+    for (double& s : units.scores) s *= s;
 }
 
 void units_prior(const std::uint8_t* prior, std::int64_t cols, Units& units) {

@@ -17,7 +17,7 @@ struct Units {
 
 // Fills units.scores: the float64 sums of the elements' scores. A unit's row segments are summed in 8 lanes each
 // (element j of the segment in lane j mod 8) and added from top to bottom: one order, whatever the threads or the ISA.
-void score_units(const ScoreSource& source, Units& units);
+void score_units(ScoreSource source, Units& units);
 // Fills units.prior: a unit may be kept if all of its elements may.
 void units_prior(const std::uint8_t* prior, std::int64_t cols, Units& units);
 // The packed mask [rows, cols] of the units in units.mask.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // 256-bit vectors: AVX2, FMA, BMI2. The vocabulary of every simd/*.hpp:
 //   Simd<T>::V        the vector of T; V::lanes, V::Scalar, V::Key (the integer of the same width)
-//   Load Set Store Add Mul MulAdd Abs ReduceSum      as in Highway; unaligned addresses are fine
+//   Load Set Store Add Mul Div MulAdd Abs ReduceSum  as in Highway; unaligned addresses are fine
+//   LoadAs            of T, or for float of Half and BFloat, widened
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
@@ -10,6 +11,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "core/table.hpp"
 
 namespace gossamer {
 namespace {
@@ -25,6 +28,11 @@ struct VF64 {
   using Key = std::int64_t;
   static constexpr int lanes = 4;
   __m256d v;
+};
+struct VU16 {
+  using Scalar = Half;
+  static constexpr int lanes = 16;
+  __m256i v;
 };
 struct KI32 {
   __m256i v;
@@ -43,6 +51,10 @@ template <>
 struct Simd<double> {
   using V = VF64;
 };
+template <>
+struct Simd<Half> {
+  using V = VU16;
+};
 
 template <class V>
 V Load(const typename V::Scalar* p);
@@ -53,6 +65,23 @@ inline VF32 Load<VF32>(const float* p) {
 template <>
 inline VF64 Load<VF64>(const double* p) {
   return {_mm256_loadu_pd(p)};
+}
+template <>
+inline VU16 Load<VU16>(const Half* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
+template <class V>
+inline V LoadAs(const typename V::Scalar* p) {
+  return Load<V>(p);
+}
+template <class V>
+inline V LoadAs(const Half* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+template <class V>
+inline V LoadAs(const BFloat* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
 template <class V>
 V Set(typename V::Scalar x);
@@ -66,6 +95,9 @@ inline VF64 Set<VF64>(double x) {
 }
 inline void Store(VF32 a, float* p) { _mm256_storeu_ps(p, a.v); }
 inline void Store(VF64 a, double* p) { _mm256_storeu_pd(p, a.v); }
+inline void Store(VU16 a, Half* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+inline VF32 Div(VF32 a, VF32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline VF64 Div(VF64 a, VF64 b) { return {_mm256_div_pd(a.v, b.v)}; }
 inline VF32 Add(VF32 a, VF32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline VF64 Add(VF64 a, VF64 b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline VF32 Mul(VF32 a, VF32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -85,6 +117,11 @@ inline unsigned NonZero(VF32 a) {
 }
 inline unsigned NonZero(VF64 a) {
   return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, _mm256_setzero_pd(), _CMP_NEQ_UQ)));
+}
+inline unsigned NonZero(VU16 a) {
+  const __m256i zero = _mm256_cmpeq_epi16(_mm256_slli_epi16(a.v, 1), _mm256_setzero_si256());
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(zero), _mm256_extracti128_si256(zero, 1));
+  return static_cast<unsigned>(_mm_movemask_epi8(bytes)) ^ 0xFFFFu;
 }
 inline unsigned Greater(VF32 a, VF32 b) {
   return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)));
@@ -116,6 +153,11 @@ inline VF64 KeepBits(unsigned bits, VF64 a) {
   const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
   const __m256i kept = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), lane), lane);
   return {_mm256_and_pd(a.v, _mm256_castsi256_pd(kept))};
+}
+inline VU16 KeepBits(unsigned bits, VU16 a) {
+  const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+  const __m256i all = _mm256_set1_epi16(static_cast<short>(bits));
+  return {_mm256_and_si256(a.v, _mm256_cmpeq_epi16(_mm256_and_si256(all, lane), lane))};
 }
 inline float ReduceSum(VF32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

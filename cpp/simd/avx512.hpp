@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/table.hpp"
+
 namespace gossamer {
 namespace {
 
@@ -20,6 +22,11 @@ struct VF64 {
   using Key = std::int64_t;
   static constexpr int lanes = 8;
   __m512d v;
+};
+struct VU16 {
+  using Scalar = Half;
+  static constexpr int lanes = 32;
+  __m512i v;
 };
 struct KI32 {
   __m512i v;
@@ -38,6 +45,10 @@ template <>
 struct Simd<double> {
   using V = VF64;
 };
+template <>
+struct Simd<Half> {
+  using V = VU16;
+};
 
 template <class V>
 V Load(const typename V::Scalar* p);
@@ -48,6 +59,23 @@ inline VF32 Load<VF32>(const float* p) {
 template <>
 inline VF64 Load<VF64>(const double* p) {
   return {_mm512_loadu_pd(p)};
+}
+template <>
+inline VU16 Load<VU16>(const Half* p) {
+  return {_mm512_loadu_si512(p)};
+}
+template <class V>
+inline V LoadAs(const typename V::Scalar* p) {
+  return Load<V>(p);
+}
+template <class V>
+inline V LoadAs(const Half* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+template <class V>
+inline V LoadAs(const BFloat* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 template <class V>
 V Set(typename V::Scalar x);
@@ -61,6 +89,9 @@ inline VF64 Set<VF64>(double x) {
 }
 inline void Store(VF32 a, float* p) { _mm512_storeu_ps(p, a.v); }
 inline void Store(VF64 a, double* p) { _mm512_storeu_pd(p, a.v); }
+inline void Store(VU16 a, Half* p) { _mm512_storeu_si512(p, a.v); }
+inline VF32 Div(VF32 a, VF32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline VF64 Div(VF64 a, VF64 b) { return {_mm512_div_pd(a.v, b.v)}; }
 inline VF32 Add(VF32 a, VF32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline VF64 Add(VF64 a, VF64 b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline VF32 Mul(VF32 a, VF32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -73,6 +104,7 @@ inline unsigned IsNaN(VF32 a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q
 inline unsigned IsNaN(VF64 a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q); }
 inline unsigned NonZero(VF32 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 inline unsigned NonZero(VF64 a) { return _mm512_cmp_pd_mask(a.v, _mm512_setzero_pd(), _CMP_NEQ_UQ); }
+inline unsigned NonZero(VU16 a) { return _mm512_test_epi16_mask(a.v, _mm512_set1_epi16(0x7FFF)); }
 inline unsigned Greater(VF32 a, VF32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
 inline unsigned Greater(VF64 a, VF64 b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ); }
 inline unsigned Less(VF32 a, VF32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
@@ -87,6 +119,7 @@ inline KI64 OrderKey(VF64 a) {
 }
 inline VF32 KeepBits(unsigned bits, VF32 a) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)}; }
 inline VF64 KeepBits(unsigned bits, VF64 a) { return {_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), a.v)}; }
+inline VU16 KeepBits(unsigned bits, VU16 a) { return {_mm512_maskz_mov_epi16(static_cast<__mmask32>(bits), a.v)}; }
 inline float ReduceSum(VF32 a) { return _mm512_reduce_add_ps(a.v); }
 inline double ReduceSum(VF64 a) { return _mm512_reduce_add_pd(a.v); }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/table.hpp"
+
 namespace gossamer {
 namespace {
 
@@ -20,6 +22,11 @@ template <class K>
 struct KeyLane {
   K v;
 };
+struct HalfLane {
+  using Scalar = Half;
+  static constexpr int lanes = 1;
+  Half v;
+};
 
 template <class T>
 struct Simd;
@@ -32,9 +39,38 @@ struct Simd<double> {
   using V = Lane<double, std::int64_t, std::uint64_t>;
 };
 
+template <>
+struct Simd<Half> {
+  using V = HalfLane;
+};
+
 template <class V>
 inline V Load(const typename V::Scalar* p) {
   return {*p};
+}
+template <class V>
+inline V LoadAs(const typename V::Scalar* p) {
+  return {*p};
+}
+template <class V>
+inline V LoadAs(const Half* p) {
+  const std::uint32_t body = std::uint32_t{p->bits} & 0x7FFF;
+  std::uint32_t bits = body << 13;
+  float scaled;
+  std::memcpy(&scaled, &bits, sizeof bits);
+  scaled *= 0x1p112f;  // from the exponent bias 15 to 127
+  if (body < 0x7C00) std::memcpy(&bits, &scaled, sizeof bits);
+  bits |= (body >= 0x7C00 ? 0x7F800000u : 0u) | (std::uint32_t{p->bits} & 0x8000) << 16;
+  V result;
+  std::memcpy(&result.v, &bits, sizeof bits);
+  return result;
+}
+template <class V>
+inline V LoadAs(const BFloat* p) {
+  const std::uint32_t bits = std::uint32_t{p->bits} << 16;
+  V result;
+  std::memcpy(&result.v, &bits, sizeof bits);
+  return result;
 }
 template <class V>
 inline V Set(typename V::Scalar x) {
@@ -47,6 +83,10 @@ inline void Store(V a, typename V::Scalar* p) {
 template <class T, class K, class U>
 inline Lane<T, K, U> Add(Lane<T, K, U> a, Lane<T, K, U> b) {
   return {a.v + b.v};
+}
+template <class T, class K, class U>
+inline Lane<T, K, U> Div(Lane<T, K, U> a, Lane<T, K, U> b) {
+  return {a.v / b.v};
 }
 template <class T, class K, class U>
 inline Lane<T, K, U> Mul(Lane<T, K, U> a, Lane<T, K, U> b) {
@@ -73,6 +113,7 @@ template <class T, class K, class U>
 inline unsigned NonZero(Lane<T, K, U> a) {
   return a.v != T{0};
 }
+inline unsigned NonZero(HalfLane a) { return (a.v.bits & 0x7FFF) != 0; }
 template <class T, class K, class U>
 inline unsigned Greater(Lane<T, K, U> a, Lane<T, K, U> b) {
   return a.v > b.v;
@@ -92,6 +133,7 @@ template <class T, class K, class U>
 inline Lane<T, K, U> KeepBits(unsigned bits, Lane<T, K, U> a) {
   return (bits & 1) != 0 ? a : Lane<T, K, U>{0};
 }
+inline HalfLane KeepBits(unsigned bits, HalfLane a) { return (bits & 1) != 0 ? a : HalfLane{Half{0}}; }
 template <class T, class K, class U>
 inline T ReduceSum(Lane<T, K, U> a) {
   return a.v;

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """gossamer: score every parameter, keep the top k, and multiply with what is left."""
 
+from gossamer.allocation import allocate
+from gossamer.compensation import compensate
 from gossamer.files import load, save
 from gossamer.layers import SparseLinear
 from gossamer.masks import Mask
 from gossamer.multiply import linear, matmul, sddmm
 from gossamer.pruning import adjust, apply_mask, prune
+from gossamer.regrowth import SET, RigL
 from gossamer.schedules import Constant, Cosine, Cubic, Exponential, OneShot
 from gossamer.scoring import score
 from gossamer.selection import topk_mask
+from gossamer.shards import Selection
 from gossamer.sparse import SparseMatrix
 from gossamer.sparsifier import Sparsifier
 from gossamer.stats import Stats
@@ -18,6 +22,7 @@ from gossamer.tuning import Budget, Result, tune
 __version__: str = info()["version"]
 
 __all__ = [
+    "SET",
     "Budget",
     "Constant",
     "Cosine",
@@ -26,12 +31,16 @@ __all__ = [
     "Mask",
     "OneShot",
     "Result",
+    "RigL",
+    "Selection",
     "SparseLinear",
     "SparseMatrix",
     "Sparsifier",
     "Stats",
     "adjust",
+    "allocate",
     "apply_mask",
+    "compensate",
     "get_num_threads",
     "info",
     "linear",

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 
 from gossamer import _core
 
 Array: TypeAlias = Any  # whatever array library the caller uses
 Host: TypeAlias = np.ndarray[Any, Any]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 
 _CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
 
@@ -36,19 +40,39 @@ def host(x: Array, function: str, argument: str) -> Host:
     if getattr(x, "requires_grad", False):
         x = x.detach()
     try:
+        if str(x.dtype).endswith("bfloat16"):  # numpy's DLPack does not know it: the same bits as integers
+            return np.from_dlpack(x.view(namespace(x).int16)).view(BFLOAT16)
         return np.from_dlpack(x)
     except Exception as error:  # a dtype that numpy does not have, a sparse layout, or whatever the library raises
         what = f"{kind} of {getattr(x, 'dtype', 'unknown dtype')}"
-        raise TypeError(f"{function}: {argument} must be a dense array of float32 or float64, got {what}") from error
+        raise TypeError(f"{function}: {argument} must be a dense array of floats, got {what}") from error
 
 
 def give_back(result: Host, like: Array) -> Array:
     """``result`` in the library of ``like``, on the same memory."""
     if isinstance(like, np.ndarray):
         return result
+    xp = namespace(like)
+    return (
+        xp.from_dlpack(result.view(np.int16)).view(xp.bfloat16) if result.dtype == BFLOAT16 else xp.from_dlpack(result)
+    )
+
+
+def namespace(x: Array) -> Any:
+    """The array API namespace of ``x``'s library."""
     from array_api_compat import array_namespace  # only callers of other libraries pay for this import
 
-    return array_namespace(like).from_dlpack(result)
+    return array_namespace(x)
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether the core knows a dtype: float16, bfloat16, float32, float64."""
+    return dtype in FLOATS
+
+
+def compute_dtype(dtype: Any) -> np.dtype[Any]:
+    """What is computed in: float64 for float64, float32 for all other floats."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def output(out: Array | None, like: Array, shape: tuple[int, ...], dtype: Any, function: str) -> tuple[Host, Array]:

@@ -26,6 +26,30 @@ def select(
     nan: str,
     /,
 ) -> list[int]: ...
+def collect(
+    function: str,
+    method: str,
+    weights: _Array,
+    aux: _Array | None,
+    seed: int,
+    first_index: int,
+    low: float,
+    high: float,
+    values: _Array,
+    /,
+) -> tuple[int, int, int, bool]: ...
+def keep_above(
+    function: str,
+    method: str,
+    weights: _Array,
+    aux: _Array | None,
+    seed: int,
+    first_index: int,
+    threshold: float,
+    ties: int,
+    mask: _Array,
+    /,
+) -> tuple[int, int]: ...
 def apply_mask(weights: list[_Array], masks: list[_Array], outs: list[_Array], /) -> None: ...
 def adjust(
     names: list[str], weights: list[_Array], scores: list[_Array], rate: float, rule: str, outs: list[_Array], /

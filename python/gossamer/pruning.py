@@ -24,7 +24,7 @@ def apply_mask(
 
     Parameters
     ----------
-    weights : float32 or float64 array of any shape, or a mapping of them.
+    weights : float32, float64, float16 or bfloat16 array of any shape, or a mapping of them.
     mask : a :class:`Mask` (or bool array) of the same shape, or a mapping of them.
     out : where to write; may be ``weights`` itself. A fresh result costs page faults, ``out=`` does not.
 
@@ -111,7 +111,7 @@ def prune(
         nnz=nnz,
         threshold=None,
         pattern=pattern,
-        group=default_group(method, pattern, "prune") if group is None else group,
+        group=default_group(method, pattern, weights, "prune") if group is None else group,
         min_density=min_density,
         priors=partner(prior, tensors, weights, "prune", "prior"),
         nan=nan,
@@ -134,7 +134,7 @@ def adjust(
 
     Parameters
     ----------
-    weights : float32 or float64 array of any shape, or a mapping of them.
+    weights : float32, float64, float16 or bfloat16 array of any shape, or a mapping of them.
     scores : like ``weights``, without NaN.
     rate : the step; any finite number for ``"sign"``, in [0, 1) for ``"scale"``.
     rule : ``"sign"``: ``w - rate * sign(scores)``; with the signed gradient as scores this is signSGD's step

@@ -7,6 +7,11 @@ the tolerances of the documentation for products. It needs nothing but numpy and
 Conventions: higher score = keep. ``W`` is ``[out, in]``, activations are ``[batch, in]``, an array of more than two
 dimensions is the matrix ``[shape[0], rest]`` and a vector is one row. Masks are bool arrays, True = kept. *Params* are
 one array or a mapping of names to arrays; a mapping gives a dict back. Functions never change their arguments.
+
+Scores are computed in a dtype T: float64 for float64 weights, else float32 (:func:`compute_dtype`). Weights, gradients
+and statistics are converted to T first, and every operation rounds once in T, in the order written here; "float64"
+in a formula says that it is computed there and rounded to T at the end. The file is long so that it is all one page
+to check a criterion, a mask or a product against: nothing here is imported from anywhere.
 """
 
 from __future__ import annotations
@@ -36,6 +41,127 @@ def _like(params: Any, named: dict[str, Any]) -> Any:
     return named if isinstance(params, Mapping) else named[""]
 
 
+def compute_dtype(dtype: Any) -> Any:
+    """T: float64 for float64, float32 for float32, float16 and bfloat16 (whose values it holds exactly)."""
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
+
+
+def _exact_sum(a: Array) -> float:
+    """The sum of non-negative numbers, rounded once."""
+    try:
+        return math.fsum(a.ravel().tolist())
+    except OverflowError:  # beyond the largest float64
+        return math.inf
+
+
+def taylor2_score(w: Any, g: Any, values: Any = None) -> Any:
+    """``p * p``, ``p = w * g`` (Molchanov 2019, arXiv 1906.10771). Pruning whole units sums p first: :func:`prune`."""
+    p = w * g
+    return p * p
+
+
+def fisher_score(w: Any, g: Any, values: Array) -> Any:
+    """``w^2 * a``, ``a = E[g^2] / 2`` from ``Stats("grad2")``: the mean of squares, not the square of the mean.
+
+    Optimal brain damage (LeCun 1989, NeurIPS 2) with the empirical Fisher information (Theis 2018, arXiv 1801.05787).
+    """
+    return (w * w) * (0.5 * values).astype(w.dtype).reshape(w.shape)
+
+
+def inverse_diagonal(h: Array) -> NDArray[np.float64]:
+    """float64 ``[in]``: the diagonal of H^-1 for a symmetric H ``[in, in]``; inf in dead columns, where H_jj = 0.
+
+    Dead columns are left out. What remains is inverted as it is when it is safely positive definite (whatever the scale
+    of its inputs), else with the damping ``0.01 * mean(diagonal)`` of Frantar 2023 (arXiv 2301.00774), so that a
+    singular H has an answer.
+    """
+    diagonal = np.full(len(h), np.inf)
+    live = np.diagonal(h) != 0
+    if live.any():
+        part = h[np.ix_(live, live)].astype(np.float64)
+        norms = np.sqrt(np.diagonal(part))
+        if np.linalg.eigvalsh(part / np.outer(norms, norms))[0] <= 64 * len(part) * np.finfo(np.float64).eps:
+            part = part + 0.01 * np.mean(np.diagonal(part)) * np.eye(len(part))
+        diagonal[live] = np.diagonal(np.linalg.inv(part))
+    return diagonal
+
+
+def obs_score(w: Array, g: Any, values: Array) -> Any:
+    """``w_ij^2 * a_j``, ``a_j = 1 / (2 [H^-1]_jj)``, H = X^T X from ``Stats("hessian")``; 0 in dead columns.
+
+    The optimal brain surgeon's saliency (Hassibi 1992, NeurIPS 5).
+    """
+    matrix = as_matrix(w)
+    return ((matrix * matrix) * (1.0 / (2.0 * inverse_diagonal(values))).astype(w.dtype)).reshape(w.shape)
+
+
+def ria_score(w: Array, g: Any, values: Array) -> Any:
+    """``(|w_ij| / R_i + |w_ij| / C_j) * sqrt(||X_j||_2)``, norms from ``Stats("norm")`` (Zhang, ICLR 2024).
+
+    R and C are the sums of |w| in the row and the column; where one is 0, so is |w|, and it is divided by 1 instead.
+    """
+    matrix = np.abs(as_matrix(w))
+    rows = np.array([_exact_sum(row) for row in matrix], w.dtype).reshape(-1, 1)
+    cols = np.array([_exact_sum(col) for col in matrix.T], w.dtype)
+    rows[rows == 0] = 1
+    cols[cols == 0] = 1
+    return ((matrix / rows + matrix / cols) * np.sqrt(values).astype(w.dtype)).reshape(w.shape)
+
+
+def lamp_score(w: Array, g: Any = None, values: Any = None) -> Array:
+    """float64 ``v / sum of v`` from this weight on in ascending order (Lee 2020, arXiv 2010.07611).
+
+    ``v = (|w| / m)^2``, m the largest |w| (an infinite m counts only infinite weights). The sums run from the largest
+    |w| down, ties from the lower index up: the first score is exactly 1. NaN weights have the score NaN and stand in no
+    sum; in a tensor of zeros all scores are 0.
+    """
+    magnitudes = np.abs(w.ravel()).astype(np.float64)
+    order = np.argsort(-magnitudes, kind="stable")  # NaN comes last
+    sorted_ = magnitudes[order][: np.count_nonzero(~np.isnan(magnitudes))]
+    scores = np.full(w.size, np.nan)
+    if sorted_.size:
+        m = sorted_[0]
+        ratio = np.isinf(sorted_).astype(np.float64) if np.isinf(m) else sorted_ / (m if m else 1.0)
+        v = ratio * ratio
+        scores[order[: v.size]] = v / np.cumsum(v) if m else 0.0
+    return scores.astype(w.dtype).reshape(w.shape)
+
+
+def fpgm_score(w: Array, g: Any = None, values: Any = None) -> Array:
+    """float64 ``sum_k ||F_i - F_k||_2`` for every element of filter (row) i (He 2018, arXiv 1811.00250).
+
+    A filter near the geometric median is replaceable by the others. Meant for ``pattern="row"``. The squares of a
+    distance are summed as the elements of a unit are (:func:`unit_scores`), the distances with k ascending.
+    """
+    filters = as_matrix(w).astype(np.float64)
+    scores = np.empty(filters.shape, w.dtype)
+    for i, row in enumerate(filters):
+        differences = filters - row
+        distances = np.sqrt(unit_scores(differences * differences, "row")[:, 0])
+        scores[i] = np.cumsum(distances)[-1]
+    return scores.reshape(w.shape)
+
+
+# criterion -> its score from weights and gradients in T and, in float64, the values of the statistics
+CRITERIA: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "magnitude": lambda w, g, values: np.abs(w),
+    "gradient": lambda w, g, values: np.abs(g),
+    "taylor": lambda w, g, values: np.abs(w * g),
+    "taylor2": taylor2_score,
+    "movement": lambda w, g, values: values.astype(w.dtype).reshape(w.shape),
+    "fisher": fisher_score,
+    "obs": obs_score,
+    "wanda": lambda w, g, values: (np.abs(as_matrix(w)) * values.astype(w.dtype)).reshape(w.shape),
+    "ria": ria_score,
+    "snip": lambda w, g, values: np.abs(w * g),  # divided by the sum over all arrays in score
+    "grasp": lambda w, g, values: w * g,
+    "synflow": lambda w, g, values: w * g,
+    "lamp": lamp_score,
+    "fpgm": fpgm_score,
+}
+STATISTICS = {"movement": "movement", "fisher": "grad2", "obs": "hessian", "wanda": "norm", "ria": "norm"}
+
+
 @np.errstate(all="ignore")
 def score(
     weights: Params,
@@ -45,40 +171,45 @@ def score(
     stats: Any = None,
     seed: int | None = None,
 ) -> Any:
-    """Importance of every weight, in the shape and dtype of the weights (each product is rounded once).
+    """Importance of every weight, in the shape of the weights and in T.
 
-    ``grads`` and the values of ``stats`` (anything with ``.values``) are converted to that dtype first.
+    ``grads`` and the values of ``stats`` (anything with ``.values``) are converted to T first.
 
     - magnitude: ``|w|`` (Han 2015, arXiv 1506.02626)
     - gradient: ``|g|``, g the mean gradient (RigL's growth score, Evci 2019, arXiv 1911.11134)
-    - taylor: ``|w * g|`` (Molchanov 2016, arXiv 1611.06440)
+    - taylor: ``|w * g|`` (Molchanov 2016, arXiv 1611.06440); taylor2: :func:`taylor2_score`
     - movement: ``-sum_t g_t * w_t``, signed (Sanh 2020, arXiv 2005.07683), from ``Stats("movement")``
-    - wanda: ``|W_ij| * ||X_j||_2`` (Sun 2023, arXiv 2306.11695), from ``Stats("norm")``
+    - fisher, obs: :func:`fisher_score`, :func:`obs_score`
+    - wanda: ``|W_ij| * ||X_j||_2`` (Sun 2023, arXiv 2306.11695), from ``Stats("norm")``; ria: :func:`ria_score`
+    - snip: ``|w * g| / S``, S the sum of ``|w * g|`` over all arrays, 1 in place of 0 (Lee 2018, arXiv 1810.02340)
+    - grasp: ``w * g`` with ``grads`` = H g, signed: the paper removes the highest ``-w * (H g)`` first (Wang 2020,
+      arXiv 2002.07376)
+    - synflow: ``w * g`` with ``grads`` = dR/dw, R = 1^T prod |W| 1 (Tanaka 2020, arXiv 2006.05467). R overflows float32
+      in a deep network, so float64 ``grads`` make T float64 whatever the weights
+    - lamp, fpgm: :func:`lamp_score`, :func:`fpgm_score`
     - random: :func:`random_score`, its index counted on through the arrays of a mapping
-    - a callable ``(weights, grads, stats) -> scores``, called once per array
+    - a callable ``(weights, grads, stats) -> scores``, called once per array; its T is that of the dtype it returns
     """
     result: dict[str, Any] = {}
     start = 0
     for name, w in _named(weights).items():
         g = None if grads is None else _named(grads)[name]
         one = stats[name] if isinstance(stats, Mapping) else stats
+        T = compute_dtype(np.float64 if method == "synflow" and g is not None and g.dtype == np.float64 else w.dtype)
         if callable(method):
-            result[name] = method(w, g, one)
-        elif method == "magnitude":
-            result[name] = np.abs(w)
-        elif method == "gradient":
-            result[name] = np.abs(np.asarray(g, dtype=w.dtype))
-        elif method == "taylor":
-            result[name] = np.abs(w * np.asarray(g, dtype=w.dtype))
-        elif method == "movement":
-            result[name] = np.asarray(one.values, dtype=w.dtype).reshape(w.shape)
-        elif method == "wanda":
-            result[name] = (np.abs(as_matrix(w)) * np.asarray(one.values, dtype=w.dtype)).reshape(w.shape)
+            scores = method(w, g, one)
+            result[name] = scores.astype(compute_dtype(scores.dtype))
         elif method == "random":
-            result[name] = random_score(w.shape, w.dtype, seed=seed or 0, start=start)
+            result[name] = random_score(w.shape, T, seed=seed or 0, start=start)
+        elif method in CRITERIA:
+            values = np.asarray(one.values, dtype=np.float64) if method in STATISTICS else None
+            result[name] = CRITERIA[method](w.astype(T), None if g is None else g.astype(T), values)
         else:
             raise ValueError(f"score: method must be a known criterion, got {method!r}")
         start += w.size
+    if method == "snip":
+        total = _exact_sum(np.concatenate([s.astype(np.float64).ravel() for s in result.values()]))
+        result = {name: s / (s.dtype.type(total) or s.dtype.type(1)) for name, s in result.items()}
     return _like(weights, result)
 
 
@@ -137,6 +268,12 @@ def unit_scores(scores: Array, pattern: str = "element") -> NDArray[np.float64]:
     return np.asarray(sum(np.moveaxis(sums, -1, 0), np.zeros((unit_rows, unit_cols))))
 
 
+def squared_unit_scores(scores: Array, pattern: str) -> NDArray[np.float64]:
+    """The square of :func:`unit_scores`, in float64: how taylor2 ranks units (Molchanov 2019, arXiv 1906.10771)."""
+    sums = unit_scores(scores, pattern)
+    return sums * sums
+
+
 def _best(key: Array, allowed: Array, count: int, nan: str, first: Array | None = None) -> Array:
     """In each row of ``key [groups, size]`` the ``count`` best: key descending, then index ascending.
 
@@ -153,6 +290,7 @@ def _best(key: Array, allowed: Array, count: int, nan: str, first: Array | None 
     return keep
 
 
+@np.errstate(all="ignore")
 def topk_mask(
     scores: Params,
     *,
@@ -164,6 +302,7 @@ def topk_mask(
     min_density: float = 0.0,
     prior: Params | None = None,
     nan: str = "raise",
+    score_units: Callable[[Array, str], Array] = unit_scores,
 ) -> Any:
     """bool masks of the highest scores, in exactly the number asked for; ties: the lower flat index is kept.
 
@@ -175,6 +314,7 @@ def topk_mask(
     - ``min_density``: with global, a floor for each array, taken first, inside the same total.
     - ``prior``: masks; a unit may be kept only where the prior keeps all its elements.
     - ``nan``: raise, prune (rank below -inf, kept only when nothing else is left), keep (above +inf).
+    - ``score_units``: what the units are ranked by, for :func:`prune`.
     """
     named = _named(scores)
     window = re.fullmatch(r"(\d+):(\d+)", pattern)
@@ -195,7 +335,7 @@ def topk_mask(
         groups = unit_rows * unit_cols // size if size else 1
         free = np.ones(s.shape, dtype=bool) if prior is None else _named(prior)[name]
         ok = as_matrix(free).reshape(unit_rows, r, unit_cols, c).all(axis=(1, 3))
-        sets.append((unit_scores(s, pattern).reshape(groups, size), ok.reshape(groups, size)))
+        sets.append((score_units(s, pattern).reshape(groups, size), ok.reshape(groups, size)))
 
     def count(size: int) -> int:
         if window:
@@ -230,33 +370,50 @@ def apply_mask(weights: Params, mask: Params) -> Any:
     return _like(weights, {k: np.where(_named(mask)[k], w, w.dtype.type(0)) for k, w in _named(weights).items()})
 
 
+def default_group(method: Any, pattern: str, mapping: bool) -> str:
+    """What competes unless ``group`` says otherwise: the criterion's own; whole rows cannot compete within a row."""
+    if method in ("wanda", "ria", "obs") and pattern != "row":
+        return "row"
+    return "global" if mapping and method in ("snip", "grasp", "synflow", "lamp") else "tensor"
+
+
+@np.errstate(all="ignore")
 def prune(weights: Params, grads: Params | None = None, **options: Any) -> tuple[Any, Any]:
-    """``score``, ``topk_mask``, ``apply_mask``; ``group=None`` is the method's own: wanda compares within rows."""
-    method = options.pop("method", "magnitude")
-    scores = score(weights, grads, method=method, stats=options.pop("stats", None), seed=options.pop("seed", None))
-    group = options.pop("group", None) or ("row" if method == "wanda" and options.get("pattern") != "row" else "tensor")
-    mask = topk_mask(scores, group=group, **options)
+    """``score``, ``topk_mask``, ``apply_mask``; ``group=None`` is the method's own (:func:`default_group`).
+
+    taylor2 with whole units (row, col, block) ranks them by ``(sum of w * g)^2``, in float64, not by the sum of the
+    element-wise scores.
+    """
+    method, stats, seed = (options.pop(name, None) for name in ("method", "stats", "seed"))
+    method, pattern = method or "magnitude", options.get("pattern", "element")
+    group = options.pop("group", None) or default_group(method, pattern, isinstance(weights, Mapping))
+    if method == "taylor2" and pattern.startswith(("row", "col", "block")):
+        products = score(weights, grads, method="grasp")  # w * g, signed
+        mask = topk_mask(products, group=group, score_units=squared_unit_scores, **options)
+    else:
+        mask = topk_mask(score(weights, grads, method=method, stats=stats, seed=seed), group=group, **options)
     return apply_mask(weights, mask), mask
 
 
 @np.errstate(all="ignore")
 def adjust(weights: Params, scores: Params, rate: float, *, rule: str = "sign") -> Any:
-    """Move the weights by their scores; every operation is rounded to the dtype of the weights.
+    """Move the weights by their scores; every operation is rounded to T, and the result to the dtype of the weights.
 
     - sign: ``w - rate * sign(s)``, sign(0) = 0 (with the signed gradient: signSGD, Bernstein 2018, arXiv 1802.04434)
     - scale: ``w * (1 + rate * (s - c) / d)``, c the lower median of s, d = max|s - c|; w where d = 0; no paper, our own
     """
     result: dict[str, Any] = {}
-    for name, w in _named(weights).items():
-        s = _named(scores)[name].astype(w.dtype)
-        r = w.dtype.type(rate)
+    for name, original in _named(weights).items():
+        T = compute_dtype(original.dtype)
+        w, s, r = original.astype(T), _named(scores)[name].astype(T), T(rate)
         if rule == "sign":
-            result[name] = w - r * np.sign(s)
+            moved = w - r * np.sign(s)
         else:
-            c = np.sort(s, axis=None)[(s.size - 1) // 2] if s.size else w.dtype.type(0)
+            c = np.sort(s, axis=None)[(s.size - 1) // 2] if s.size else T(0)
             t = s - c
             d = np.abs(t).max(initial=0)
-            result[name] = w * (1 + r * (t / d)) if d else w.copy()
+            moved = w * (1 + r * (t / d)) if d else w
+        result[name] = moved.astype(original.dtype)
     return _like(weights, result)
 
 
@@ -265,6 +422,7 @@ class Stats:
 
     - norm: ``sum x_j^2`` for each input column of ``x [..., in]``; values: the 2-norms (Wanda, arXiv 2306.11695)
     - grad2: ``sum g^2`` over the samples of ``g [batch, *shape]``; values: the mean (Theis 2018, arXiv 1801.05787)
+    - hessian: ``sum x_i x_j`` over the rows of ``x [..., in]``; values: H = X^T X (Hassibi 1992, NeurIPS 5)
     - movement: ``-sum g * w`` (Sanh 2020, arXiv 2005.07683)
 
     ``decay`` d: the state becomes ``d * state + new``, the count of samples as well.
@@ -278,10 +436,10 @@ class Stats:
         if self.kind == "movement":
             new, count = -(arrays[1].astype(np.float64) * a), 1
         else:
-            samples = a.reshape(math.prod(a.shape[:-1]), a.shape[-1]) if self.kind == "norm" else a
-            new, count = np.zeros(samples.shape[1:]), len(samples)
+            samples = a if self.kind == "grad2" else a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+            new, count = np.zeros(samples.shape[1:] * (2 if self.kind == "hessian" else 1)), len(samples)
             for sample in samples:
-                new = new + sample * sample
+                new = new + (np.outer(sample, sample) if self.kind == "hessian" else sample * sample)
         d = 1.0 if self.decay is None else self.decay
         self.state, self.count = d * self.state + new, d * self.count + count
         return self
@@ -291,6 +449,37 @@ class Stats:
         if self.kind == "norm":
             return np.asarray(np.sqrt(self.state))
         return self.state / self.count if self.kind == "grad2" else self.state.copy()
+
+
+def compensate(weights: Params, mask: Params, stats: Any, *, method: str = "exact", damping: float = 0.01) -> Any:
+    """New values for the kept weights, 0 elsewhere, for a small ``||X (w - v)||^2`` in every row w; in float64.
+
+    - exact: least squares over the kept set K, ``v_K = w_K + pinv(H_KK) H_KP w_P`` (Hassibi 1992, NeurIPS 5)
+    - obs: SparseGPT's sweep with a given mask (Frantar 2023, arXiv 2301.00774), one column after the other:
+      with ``inv(2 H + damping * mean(diag) * I) = U^T U``, the error ``w_j / U_jj`` of a pruned weight times U_j is
+      taken from the weights to its right. Dead columns get 1 on the diagonal, before its mean, and weight 0.
+    """
+    result: dict[str, Any] = {}
+    for name, w in _named(weights).items():
+        h = (stats[name] if isinstance(stats, Mapping) else stats).values
+        kept, v = as_matrix(_named(mask)[name]), as_matrix(w).astype(np.float64)
+        if method == "exact":
+            for row, k in zip(v, kept, strict=True):
+                if k.any():
+                    row[k] += np.linalg.lstsq(h[np.ix_(k, k)], h[np.ix_(k, ~k)] @ row[~k])[0]
+                row[~k] = 0
+        elif len(h):
+            dead = np.diagonal(h) == 0
+            a = 2 * h + np.diag(dead.astype(np.float64))
+            a = a + damping * np.mean(np.diagonal(a)) * np.eye(len(a))
+            u = np.linalg.cholesky(np.linalg.inv(a)).T
+            v[:, dead] = 0
+            for j in range(len(a)):
+                error = np.where(kept[:, j], 0.0, v[:, j] / u[j, j])
+                v[:, j:] -= np.outer(error, u[j, j:])
+                v[~kept[:, j], j] = 0
+        result[name] = v.astype(w.dtype).reshape(w.shape)
+    return _like(weights, result)
 
 
 @np.errstate(all="ignore")
@@ -348,3 +537,82 @@ def csr_from_dense(w: Array, mask: Array | None = None) -> tuple[NDArray[np.int6
     kept = as_matrix(w) != 0 if mask is None else as_matrix(mask)
     indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
     return indptr, np.nonzero(kept)[1].astype(np.int64), as_matrix(w)[kept]
+
+
+def allocate(params: Params, sparsity: float, *, method: str = "uniform", stats: Any = None) -> Any:
+    """The sparsity of each array, the total over all elements being ``sparsity``; for one array one float.
+
+    Densities d (kept shares), n elements each:
+
+    - uniform: all the same
+    - er: ``d = min(1, eps (rows + cols) / (rows cols))``, rows and cols the first two dimensions (Mocanu 2018, arXiv
+      1707.04780); erk: ``d = min(1, eps sum(shape) / prod(shape))`` (Evci 2019, arXiv 1911.11134)
+    - lamp: what the global top-k of the LAMP scores keeps of each (Lee 2020, arXiv 2010.07611)
+    - owl: ``d = clip(2 lambda (D - min D) / (max D - min D) + c, 0, 1)``, lambda = 0.08, D the share of the array's
+      Wanda scores above 5 times their mean (Yin 2023, arXiv 2310.05175); uniform where all D are the same
+
+    ``eps`` and ``c`` are what ``sum n d = (1 - sparsity) sum n`` asks for, found by bisection (a rising function).
+    """
+    named = {name: w if w.ndim > 1 else w.reshape(1, w.size) for name, w in _named(params).items()}
+    filled = {name: w for name, w in named.items() if w.size}
+    if method == "lamp" and filled:
+        kept = topk_mask(score(filled, method="lamp"), sparsity=sparsity, group="global")
+        result = {name: float(1 - mask.mean()) for name, mask in kept.items()}
+        return _like(params, {name: result.get(name, sparsity) for name in named})
+
+    def density(name: str, unknown: float) -> float:
+        w = filled[name]
+        if method in ("er", "erk"):
+            extents = w.shape[:2] if method == "er" else w.shape
+            return float(min(1.0, unknown * sum(extents) / math.prod(extents)))
+        return float(np.clip(outliers.get(name, 0.0) + unknown, 0.0, 1.0))
+
+    outliers: dict[str, float] = {}
+    if method == "owl":
+        for name, w in filled.items():
+            one = stats[name] if isinstance(stats, Mapping) else stats
+            scores = score(w, method="wanda", stats=one)
+            outliers[name] = float((scores > 5 * scores.mean(dtype=np.float64)).mean())
+        low, high = min(outliers.values(), default=0.0), max(outliers.values(), default=0.0)
+        outliers = {name: 0.16 * (d - low) / (high - low) if high > low else 0.0 for name, d in outliers.items()}
+    size = sum(w.size for w in filled.values())
+    low, high = (0.0, float(size)) if method in ("er", "erk") else (-2.0, 2.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        too_many = sum(w.size * density(name, middle) for name, w in filled.items()) > (1 - sparsity) * size
+        low, high = (low, middle) if too_many else (middle, high)
+    return _like(params, {name: 1 - density(name, low) if name in filled else sparsity for name in named})
+
+
+def rigl_share(step: int, alpha: float, end: int) -> float:
+    """``alpha / 2 (1 + cos(pi step / end))`` before ``end``, then 0 (RigL, Evci 2019, arXiv 1911.11134)."""
+    return alpha / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of SET's growth at a step: SplitMix64's finalizer on ``seed + finalizer(step + 1)``, modulo 2^64."""
+
+    def finalize(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    return finalize((seed + finalize((step + 1) % 2**64)) % 2**64)
+
+
+def exchange(scores: Array, growth: Array, mask: Array, share: float, *, group: str = "tensor") -> Array:
+    """The mask of one array after regrowth: some of the kept are dropped, as many of the others are grown.
+
+    In each group of k kept, ``floor(round(share k, 6))`` with the lowest ``scores`` go (ties: the higher flat index),
+    then as many with the highest ``growth`` come among all that are not kept by then, those just dropped included
+    (ties: the lower index). So a group keeps its number. SET (Mocanu 2018, arXiv 1707.04780): growth is
+    :func:`random_score` of :func:`step_seed`; RigL (Evci 2019, arXiv 1911.11134): ``|gradient|``.
+    """
+    result = (as_matrix(mask) if group == "row" else mask.reshape(1, -1)).copy()
+    for kept, s, g in zip(result, scores.reshape(result.shape), growth.reshape(result.shape), strict=True):
+        count = math.floor(round(share * int(kept.sum()), 6))
+        best = sorted(np.flatnonzero(kept), key=lambda i, s=s: (-s[i], i))  # type: ignore[misc]
+        kept[best[len(best) - count :]] = False
+        free = sorted(np.flatnonzero(~kept), key=lambda i, g=g: (-g[i], i))  # type: ignore[misc]
+        kept[free[:count]] = True
+    return result.reshape(mask.shape)

@@ -3,7 +3,8 @@
 
 A schedule holds only *when* to prune; *how much* comes with the call, because one schedule serves layers of different
 targets: ``schedule(step, final, initial)`` is the sparsity at ``step`` on the way from ``initial`` to ``final``.
-``Sparsifier(method, sparsity, schedule=..., initial=...)`` passes its own. Between two updates the value stays at that
+``Sparsifier(method, sparsity, schedule=..., initial=...)`` passes its own (and takes a plain function of the step, too:
+see there). Between two updates the value stays at that
 of the last one. With ``final`` left out (1.0) the call gives the share of the way already gone.
 """
 

@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, host, named, output, partner, same_shape
+from gossamer._arrays import FLOATS, Array, Host, compute_dtype, host, named, output, partner, same_shape
+from gossamer.compensation import inverse_diagonal
 from gossamer.stats import Stats
 
 Method: TypeAlias = str | Callable[[Array, Array | None, Stats | None], Array]
 
-# name -> what it needs beside the weights ("", "grads", "norm", "movement", "seed"), and its default group
+# name -> what it needs beside the weights ("", "grads", "seed", or the kind of its Stats), and its default group
 METHODS: dict[str, tuple[str, str]] = _core.methods()
 
 
@@ -24,9 +25,17 @@ def needs_grads(method: object) -> bool:
     return callable(method) or METHODS.get(str(method), ("", ""))[0] == "grads"
 
 
-def default_group(method: Method, pattern: str, function: str) -> str:
-    """What competes by default: "row" for Wanda, else "tensor". Whole rows can only compete within the tensor."""
-    return "tensor" if callable(method) or pattern == "row" else _needs(method, function)[1]
+def default_group(method: Method, pattern: str, weights: Any, function: str) -> str:
+    """What competes by default: the method's own group, "global" only where there is a mapping of tensors.
+
+    Whole rows cannot compete within a row.
+    """
+    group = "tensor" if callable(method) else _needs(method, function)[1]
+    return "tensor" if (group, pattern) == ("row", "row") or (group == "global" and not _is_mapping(weights)) else group
+
+
+def _is_mapping(weights: Any) -> bool:
+    return isinstance(weights, Mapping)
 
 
 def _needs(method: object, function: str) -> tuple[str, str]:
@@ -54,15 +63,15 @@ def gather_inputs(weights: Any, grads: Any, method: Method, stats: Any, seed: in
     views = {name: host(w, function, "weights") for name, w in tensors.items()}
     needs = "" if callable(method) else _needs(method, function)[0]
     all_grads = partner(grads if callable(method) or needs == "grads" else None, tensors, weights, function, "grads")
-    wants_stats = callable(method) or needs in ("norm", "movement")
+    wants_stats = callable(method) or needs not in ("", "grads", "seed")
     all_stats = partner(stats if wants_stats else None, tensors, weights, function, "stats")
     if callable(method):
         what = "the result of method"
         scores = [host(method(tensors[name], all_grads[name], all_stats[name]), function, what) for name in tensors]
         for (name, w), s in zip(views.items(), scores, strict=True):
             same_shape(s, w.shape, function, what, name)
-            if s.dtype not in (np.float32, np.float64):
-                raise TypeError(f"{function}: {what} must be float32 or float64, got {s.dtype}")
+            if s.dtype not in FLOATS:
+                raise TypeError(f"{function}: {what} must be a float array, got {s.dtype}")
         return Inputs("", list(tensors), scores, [None] * len(scores), 0)
     aux = [_aux(str(method), needs, w, all_grads[name], all_stats[name], function, name) for name, w in views.items()]
     return Inputs(str(method), list(tensors), list(views.values()), aux, _check_seed(needs, seed, function))
@@ -88,7 +97,7 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
         view = host(grads, function, "grads")
         same_shape(view, w.shape, function, "grads", name)
         return view
-    if needs in ("norm", "movement"):
+    if needs not in ("", "seed"):
         if stats is None:
             raise ValueError(f"{function}: stats must be given for method {method!r}, got None{place}")
         if not isinstance(stats, Stats):
@@ -98,11 +107,22 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
                 f"{function}: stats must be Stats({needs!r}) for method {method!r}, got {stats.kind!r}{place}"
             )
         values = stats._view
-        if needs == "movement":
+        if needs in ("movement", "grad2"):
             same_shape(values, w.shape, function, "stats", name)
-            return values
-        return values.astype(w.dtype) if w.dtype in (np.float32, np.float64) else values
+            return 0.5 * values if method == "fisher" else values
+        if method == "obs":
+            with np.errstate(divide="ignore"):
+                values = 0.5 / inverse_diagonal(values)
+        elif method == "ria":
+            values = np.sqrt(values)
+        with np.errstate(over="ignore"):
+            return values.astype(compute_dtype(w.dtype))
     return None
+
+
+def score_dtype(method: str, w: Host, aux: Host | None) -> np.dtype[Any]:
+    """float64 where the weights are; for synflow also where its gradients are: they overflow float32."""
+    return compute_dtype(aux.dtype if method == "synflow" and aux is not None and aux.dtype == np.float64 else w.dtype)
 
 
 def score(
@@ -116,21 +136,47 @@ def score(
 ) -> Any:
     """The importance of every parameter; higher means keep.
 
-    ========== ============================== ==========================================================
-    method     score                          source
-    ========== ============================== ==========================================================
-    magnitude  ``|w|``                        Han et al. 2015, arXiv 1506.02626
-    gradient   ``|g|``                        the growth score of RigL, Evci et al. 2019, arXiv 1911.11134
-    taylor     ``|w * g|``                    Molchanov et al. 2016, arXiv 1611.06440
-    movement   ``-sum_t g_t * w_t``           Sanh et al. 2020, arXiv 2005.07683; ``stats=Stats("movement")``
-    wanda      ``|w_ij| * ||x_j||_2``         Sun et al. 2023, arXiv 2306.11695; ``stats=Stats("norm")``
-    random     uniform in [0, 1)              a baseline; needs ``seed``, and counts on through a mapping
-    ========== ============================== ==========================================================
+    ========== ================================== ====== =====================================================
+    method     score                              group  source
+    ========== ================================== ====== =====================================================
+    magnitude  ``|w|``                            tensor Han et al. 2015, arXiv 1506.02626
+    gradient   ``|g|``                            tensor the growth score of RigL, Evci 2019, arXiv 1911.11134
+    taylor     ``|w g|``                          tensor Molchanov et al. 2016, arXiv 1611.06440
+    taylor2    ``(w g)^2``                        tensor Molchanov et al. 2019, arXiv 1906.10771
+    movement   ``-sum_t g_t w_t``                 tensor Sanh et al. 2020, arXiv 2005.07683; Stats("movement")
+    fisher     ``w^2 E[g^2] / 2``                 tensor LeCun et al. 1989 (optimal brain damage); Theis et al.
+                                                         2018, arXiv 1801.05787; Stats("grad2")
+    obs        ``w^2 / (2 [H^-1]_jj)``            row    Hassibi and Stork 1992; Stats("hessian")
+    wanda      ``|w_ij| ||x_j||_2``               row    Sun et al. 2023, arXiv 2306.11695; Stats("norm")
+    ria        ``(|w_ij| / sum_i + |w_ij| /       row    Zhang et al., ICLR 2024; Stats("norm"); the sums of row i
+               sum_j) ||x_j||_2^(1/2)``                  and of column j
+    snip       ``|w g| / sum |w g|``              global Lee et al. 2018, arXiv 1810.02340; the sum is that of all
+                                                         tensors of the call
+    grasp      ``w (H g)``                        global Wang et al. 2020, arXiv 2002.07376; ``grads`` is H g
+    synflow    ``w dR/dw``                        global Tanaka et al. 2020, arXiv 2006.05467; ``grads`` is dR/dw
+    lamp       ``w^2 / sum of v^2, |v| >= |w|``   global Lee et al. 2020, arXiv 2010.07611
+    fpgm       ``sum_k ||row_i - row_k||_2``      tensor He et al. 2018, arXiv 1811.00250; for pattern "row"
+    random     uniform in [0, 1)                  tensor a baseline; needs ``seed``, and counts on through a mapping
+    ========== ================================== ====== =====================================================
+
+    ``group`` is what competes in :func:`prune` by default ("global": all tensors of a mapping). Easily got wrong:
+
+    - gradient takes the absolute value of the mean gradient; the mean of absolute values is another criterion.
+    - taylor2 of a row, column or block is the square of the sum of its ``w g`` in ``prune``; ``score`` is element-wise.
+    - movement is signed. grasp removes what the paper scores highest, ``-w (H g)``.
+    - fisher takes the mean of squared gradients, per sample; not the square of the mean gradient.
+    - obs: H is XᵀX. Inputs that are always zero score 0; a singular H gets 1 % of its mean diagonal added.
+    - ria: a row or column of zeros scores 0 and not NaN.
+    - synflow with float64 gradients gives float64 scores, whatever the weights: float32 overflows in deep networks.
+    - lamp: among equal weights the one of the lower index counts as the larger; the largest of a tensor scores exactly
+      1. It takes a sort, and memory for it: 3 to 6 times the weights.
+    - fpgm takes rows² x columns steps, and a row's elements share its score.
 
     Parameters
     ----------
-    weights : float32 or float64 array of any shape, or a mapping of them. Strided arrays are read in place.
-    grads : like ``weights``; the mean gradient. Ignored by methods that do not use it.
+    weights : float32, float64, float16 or bfloat16 array of any shape, or a mapping of them. Strided arrays are read
+        in place.
+    grads : like ``weights``, of any float dtype; the mean gradient. Ignored by methods that do not use it.
     method : a name of the table, or a callable ``(weights, grads, stats) -> scores`` that is called once a tensor.
     stats : a :class:`Stats`, or a mapping of them.
     seed : for ``"random"``, in [0, 2**64).
@@ -138,7 +184,8 @@ def score(
 
     Returns
     -------
-    Scores in the shape and dtype of the weights (and in a mapping for a mapping).
+    Scores in the shape of the weights (and in a mapping for a mapping): float64 for float64, else float32. They are
+    computed in that dtype, whatever the dtype of gradients and statistics.
 
     Raises
     ------
@@ -158,8 +205,8 @@ def score(
     tensors = named(weights, "score", "weights")
     outs = partner(out, tensors, weights, "score", "out")
     targets = [
-        output(outs[name], tensors[name], w.shape, w.dtype, "score")
-        for name, w in zip(inputs.names, inputs.weights, strict=True)
+        output(outs[name], tensors[name], w.shape, score_dtype(inputs.method, w, aux), "score")
+        for name, w, aux in zip(inputs.names, inputs.weights, inputs.aux, strict=True)
     ]
     _core.score(inputs.method, inputs.weights, inputs.aux, inputs.seed, [target for target, _ in targets])
     results = {name: result for name, (_, result) in zip(inputs.names, targets, strict=True)}

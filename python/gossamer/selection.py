@@ -88,7 +88,7 @@ def topk_mask(
 
     Parameters
     ----------
-    scores : float32 or float64 array of any shape, or a mapping of them.
+    scores : float32, float64, float16 or bfloat16 array of any shape, or a mapping of them.
     sparsity : share of all elements that are zero, in [0, 1]; ``n - floor(n * round(sparsity, 12) + 0.5)`` are kept.
     nnz : or how many are kept, counted per group (and in rows, columns or blocks for those patterns).
     threshold : or what a score must reach to be kept.

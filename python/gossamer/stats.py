@@ -9,21 +9,27 @@ import os
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, host, same_shape
+from gossamer._arrays import Array, Host, empty, host, same_shape
 
-_KINDS = ("norm", "grad2", "movement")
+_KINDS = ("norm", "grad2", "hessian", "movement")
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_SCRATCH = 1 << 22  # elements of x that are float64 at a time: 32 MiB
 
 
 class Stats:
-    """A float64 accumulator. Each sum takes its terms in order, so results do not depend on threads.
+    """A float64 accumulator for float32, float64, float16 and bfloat16 data.
 
-    ========== ================================== ======================================= =====================
-    kind       ``update``                         ``values``                              used by
-    ========== ================================== ======================================= =====================
-    norm       ``x [..., in]``                    ``||x_j||_2`` per input, ``[in]``       wanda (arXiv 2306.11695)
-    grad2      per-sample grads ``[batch, *s]``   mean of ``g**2`` over samples, ``s``    fisher (arXiv 1801.05787)
-    movement   ``(weights, grads)``               ``-sum_t g_t * w_t``                    movement (arXiv 2005.07683)
-    ========== ================================== ======================================= =====================
+    ========== ================================== ====================================== ===============================
+    kind       ``update``                         ``values``                             used by
+    ========== ================================== ====================================== ===============================
+    norm       ``x [..., in]``                    ``||x_j||_2`` per input, ``[in]``      wanda (arXiv 2306.11695), ria
+    grad2      per-sample grads ``[batch, *s]``   mean of ``g**2`` over samples, ``s``   fisher (arXiv 1801.05787)
+    hessian    ``x [..., in]``                    ``X.T @ X``, ``[in, in]``              obs, :func:`compensate`
+    movement   ``(weights, grads)``               ``-sum_t g_t * w_t``                   movement (arXiv 2005.07683)
+    ========== ================================== ====================================== ===============================
+
+    Each sum takes its terms in order, so results do not depend on threads. Not so for hessian, which numpy's BLAS sums:
+    it is symmetric to the last bit, but that bit may differ between machines and numbers of BLAS threads.
 
     Parameters
     ----------
@@ -59,7 +65,8 @@ class Stats:
     def update(self, *batch: Array) -> None:
         """Adds a batch; see the table for what each kind takes. An error changes nothing.
 
-        ``x`` with leading axes that one stride cannot walk through is copied to flatten them.
+        ``x`` with leading axes that one stride cannot walk through is copied to flatten them. For hessian a call needs
+        two more matrices ``[in, in]`` and 32 MiB (or one row) of float64.
         """
         expected = 2 if self.kind == "movement" else 1
         if len(batch) != expected:
@@ -68,27 +75,30 @@ class Stats:
         x = host(batch[0], "Stats.update", ("x", "weights")[expected - 1])
         if x.ndim == 0:
             raise ValueError("Stats.update: x must have at least one dimension, got a scalar")
-        if not np.issubdtype(x.dtype, np.floating) or x.dtype.itemsize not in (4, 8):
-            raise TypeError(f"Stats.update: x must be float32 or float64, got {x.dtype}")
+        require_float(x, "Stats.update", ("x", "weights")[expected - 1])
         if self.kind == "movement":
             grads = host(batch[1], "Stats.update", "grads")
             same_shape(grads, x.shape, "Stats.update", "grads", "")
             sums, samples = self._state(x.shape), 1
             _core.subtract_products(x, grads, self._decay, sums)
         else:
-            if self.kind == "norm":
+            if self.kind != "grad2":
                 rows, shape = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), x.shape[-1:]
             else:
                 rows, shape = x.reshape(-1, 1) if x.ndim == 1 else x, x.shape[1:]
-            sums, samples = self._state(shape), rows.shape[0]
-            _core.add_squares(rows, self._decay, sums)
+            if self.kind == "hessian":
+                sums, samples = self._state(shape * 2), rows.shape[0]
+                sums = _products_added(rows, self._decay, sums)
+            else:
+                sums, samples = self._state(shape), rows.shape[0]
+                _core.add_squares(rows, self._decay, sums)
         self._sums = sums
         self.count = self.count * self._decay + samples
 
     @property
     def _view(self) -> Host:
         """``values`` for the core, which only reads them: no copy where there is nothing to compute."""
-        return self._sums if self.kind == "movement" and self._sums is not None else self.values
+        return self._sums if self.kind in ("hessian", "movement") and self._sums is not None else self.values
 
     @property
     def values(self) -> Host:
@@ -133,7 +143,10 @@ class Stats:
                 raise ValueError("no count")
             if sums is not None and (sums.dtype != np.float64 or np.isnan(sums).any()):
                 raise ValueError("sums that are not float64 numbers")
-            if sums is not None and entry["kind"] != "movement" and (sums < 0).any():
+            if sums is not None and entry["kind"] == "hessian" and (sums.ndim != 2 or (sums != sums.T).any()):
+                raise ValueError("a matrix that is not symmetric")
+            squares = sums.diagonal() if sums is not None and entry["kind"] == "hessian" else sums
+            if squares is not None and entry["kind"] != "movement" and (squares < 0).any():
                 raise ValueError("negative sums of squares")
             stats = cls(entry["kind"], decay=entry["decay"])
         except (KeyError, TypeError, ValueError) as error:
@@ -148,7 +161,9 @@ class Stats:
 
     def _state(self, shape: tuple[int, ...], function: str = "update") -> Host:
         if self._sums is None:
-            return np.zeros(shape)
+            sums = empty(shape, np.float64, f"Stats.{function}")
+            sums.fill(0)
+            return sums
         if self._sums.shape != shape:
             raise ValueError(
                 f"Stats.{function}: the shape must stay that of the first update, {self._sums.shape}, got {shape}"
@@ -158,3 +173,20 @@ class Stats:
     def __repr__(self) -> str:
         shape = None if self._sums is None else self._sums.shape
         return f"Stats({self.kind!r}, shape={shape}, count={self.count:g})"
+
+
+def require_float(x: Host, function: str, argument: str) -> None:
+    """Raises TypeError for a dtype that is none of the four."""
+    if x.dtype.name not in _FLOATS or not x.dtype.isnative:
+        raise TypeError(f"{function}: {argument} must be one of {', '.join(_FLOATS)}, got {x.dtype}")
+
+
+@np.errstate(all="ignore")  # infinity times 0 is NaN here as in the other kinds
+def _products_added(rows: Host, decay: float, sums: Host) -> Host:
+    """A new matrix ``decay * sums + rows.T @ rows``, in float64; numpy makes ``a.T @ a`` exactly symmetric."""
+    total = sums * decay
+    step = max(1, _SCRATCH // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        block = np.ascontiguousarray(rows[start : start + step], np.float64)
+        total += block.T @ block
+    return total

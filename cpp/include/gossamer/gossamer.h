@@ -35,7 +35,12 @@ typedef enum gossamer_status {
   GOSSAMER_ERROR_NOT_IMPLEMENTED = 5
 } gossamer_status;
 
-typedef enum gossamer_dtype { GOSSAMER_FLOAT32 = 0, GOSSAMER_FLOAT64 = 1 } gossamer_dtype;
+typedef enum gossamer_dtype {
+  GOSSAMER_FLOAT32 = 0,
+  GOSSAMER_FLOAT64 = 1,
+  GOSSAMER_FLOAT16 = 2, /* IEEE 754 binary16 */
+  GOSSAMER_BFLOAT16 = 3 /* the upper half of a float32 */
+} gossamer_dtype;
 
 typedef struct gossamer_array {
   void* data;
@@ -81,9 +86,16 @@ GOSSAMER_API void gossamer_shutdown(void);
 /* Bytes of a packed mask for an array: rows * ceil(cols / 8); -1, with an error set, for a bad descriptor. */
 GOSSAMER_API int64_t gossamer_mask_bytes(const gossamer_array* array);
 
-/* Scores of one array, written to `scores` (same shape, dtype of the weights). `method` as in Python ("magnitude",
- * "gradient", "taylor", "movement", "wanda", "random"); `aux` holds what the method needs beside the weights: the
- * gradients, the accumulated movement, or the input norms [cols]; NULL where it needs nothing. */
+/* Scores of one array, written to `scores`: same shape, GOSSAMER_FLOAT64 for float64 weights (for "synflow" for float64
+ * gradients too), else GOSSAMER_FLOAT32. `method` as in Python; `aux` holds what it needs beside the weights:
+ *   magnitude, lamp, fpgm, random                      nothing, NULL
+ *   gradient, taylor, taylor2, snip, grasp, synflow    the gradients (grasp: H g; synflow: dR/dw), like the weights
+ *   movement                                           the accumulated -sum g w, like the weights
+ *   fisher                                             E[g^2] / 2, like the weights
+ *   wanda                                              the input norms [cols]
+ *   ria                                                a power of the input norms [cols], usually their square roots
+ *   obs                                                1 / (2 [H^-1]_jj) [cols]
+ */
 GOSSAMER_API gossamer_status gossamer_score(const char* method, const gossamer_array* weights,
                                             const gossamer_array* aux, uint64_t seed, const gossamer_array* scores);
 

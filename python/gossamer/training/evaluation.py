@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import gossamer as gs
+from gossamer import accounting
 from gossamer.training import model
 from gossamer.training.losses import Loss, softmax_cross_entropy
 
@@ -81,7 +82,7 @@ def flops(params: Mapping[str, Array], masks: Masks | None = None) -> int:
 
     That is the rule of RigL's Table 2 (1911.11134). A weight tensor without a mask counts as dense.
     """
-    return 2 * sum(_kept("flops", params, masks).values())
+    return accounting.flops(_sizes(params), _kept("flops", params, masks))
 
 
 def stored_bytes(params: Mapping[str, Array], masks: Masks | None = None) -> int:
@@ -90,11 +91,12 @@ def stored_bytes(params: Mapping[str, Array], masks: Masks | None = None) -> int
     A convention to compare with published numbers (1911.11134, Table 2); ``SparseMLP.nbytes`` is what is really held
     in memory. The 4 is for float32 whatever the dtype here.
     """
-    total = 4 * sum(int(array.size) for array in model.biases(params).values())
-    for name, kept in _kept("stored_bytes", params, masks).items():
-        size = int(params[name].size)
-        total += 4 * kept + (-(-size // 8) if kept < size else 0)
-    return total
+    biases = sum(int(array.size) for array in model.biases(params).values())
+    return accounting.stored_bytes(_sizes(params), _kept("stored_bytes", params, masks), biases=biases)
+
+
+def _sizes(params: Mapping[str, Array]) -> dict[str, int]:
+    return {name: int(array.size) for name, array in model.weights(params).items()}
 
 
 def _kept(function: str, params: Mapping[str, Array], masks: Masks | None) -> dict[str, int]:

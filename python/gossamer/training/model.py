@@ -8,7 +8,7 @@ Arrays are numpy or cupy; every function works on the device and in the dtype of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -126,6 +126,19 @@ def backward(
             gradient = gradient @ weight
             gradient *= inputs > 0
     return grads
+
+
+def deltas(params: Params, values: Sequence[Array], gradient: Array) -> Iterator[tuple[str, Array, Array]]:
+    """``(weight name, gradient of the layer's output [batch, out], its input [batch, in])``, last layer first.
+
+    Arguments as for ``backward``; ``gradient`` is the loss's with respect to the network's output.
+    """
+    names = layers(params)
+    for k in range(len(names) - 1, -1, -1):
+        name = f"{names[k]}.weight"
+        yield name, gradient, values[k]
+        if k > 0:
+            gradient = (gradient @ params[name]) * (values[k] > 0)
 
 
 class SparseMLP:

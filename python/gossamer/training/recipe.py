@@ -162,6 +162,8 @@ class _Run:
         """Step 1. With ``epochs`` given two thirds of them run at the first rate; the best epoch counts either way."""
         sizes = [self.data.x_train.shape[1], *HIDDEN, self.data.classes]
         params = model.initialize(sizes, np.random.default_rng(self.options.seed))
+        size, free = (sum(w.size for w in of.values()) for of in (model.weights(params), self.prunable(params)))
+        self.pruned_per_prunable = size / free
         self.anneal("dense", params, RATES, least=MIN_STEPS)
         self.dense_steps = self.step
         return params
@@ -222,7 +224,7 @@ class _Run:
     def collapse(self, dense: dict[str, Array]) -> tuple[dict[str, Array], Masks, list[dict[str, Any]]]:
         """Step 2: the dense network pruned in one shot; validation accuracy of that at each sparsity of the rounds."""
         schedule, curve = gs.Cubic(start=0, end=ROUNDS), []
-        statistics, weights = self.statistics(dense), model.weights(dense)
+        statistics, weights = self.statistics(dense), self.prunable(dense)
         for number in range(1, ROUNDS + 1):
             self.progress("one shot", number / ROUNDS, "pruning without training")
             sparsifier = self.sparsifier(schedule(number, self.options.sparsity), gs.OneShot())
@@ -237,13 +239,13 @@ class _Run:
         keeper = Keeper(dense, validate=self.accuracy, budget=gs.Budget(MAX_DROP))
         end = ROUNDS * TICKS
         sparsifier = self.sparsifier(self.options.sparsity, gs.Cubic(0, end))
-        state, moved = sparsifier.init(model.weights(dense)), self.moved
+        state, moved = sparsifier.init(self.prunable(dense)), self.moved
         tick, stride = 0, TICKS
         while tick < end:
             params, target = keeper.params, min(tick + stride, end)
             self.moved = deepcopy(moved)  # a rejected round's is forgotten with it
             found = self.statistics(params)
-            candidate, _ = sparsifier.step(state, model.weights(params), found.grads, target, stats=found.stats)
+            candidate, _ = sparsifier.step(state, self.prunable(params), found.grads, target, stats=found.stats)
             masks = dict(candidate.mask)
             for _ in self.epochs("prune", params, Adam(), self.round_epochs, masks=masks):
                 pass
@@ -282,8 +284,18 @@ class _Run:
         return float(evaluation.evaluate(params, *self.validation).accuracy or 0.0)
 
     def sparsifier(self, sparsity: float, schedule: Schedule) -> gs.Sparsifier:
-        """All layers compete: 95 % of each on its own cost 0.6 (gradient) to 1.1 (wanda) points of validation more."""
-        return gs.Sparsifier(self.options.method, sparsity, group="global", schedule=schedule, seed=self.options.seed)
+        """All layers compete: 95 % of each on its own cost 0.6 (gradient) to 1.1 (wanda) points of validation more.
+
+        Not with fpgm, which compares the rows of one layer: its hidden layers share out the whole sparsity evenly.
+        """
+        group = "tensor" if self.options.method == "fpgm" else "global"
+        share = min(1.0, sparsity * self.pruned_per_prunable)
+        return gs.Sparsifier(self.options.method, share, group=group, schedule=schedule, seed=self.options.seed)
+
+    def prunable(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The weights that compete: all; with fpgm not the output layer, whose rows are the classes."""
+        names = list(model.weights(params))
+        return {name: params[name] for name in (names[:-1] if self.options.method == "fpgm" else names)}
 
     def statistics(self, params: dict[str, Array]) -> importance.Statistics:
         """What the method needs, from a sample of the training data that differs from round to round."""
@@ -335,9 +347,12 @@ class _Run:
         return found
 
     def layers(self, params: dict[str, Array], masks: dict[str, gs.Mask]) -> list[dict[str, Any]]:
+        kept = {
+            name: masks[name].nnz if name in masks else weight.size for name, weight in model.weights(params).items()
+        }
         return [
-            layer(name.removesuffix(".weight"), mask.nnz, params[name].size, shape=list(params[name].shape))
-            for name, mask in masks.items()
+            layer(name.removesuffix(".weight"), count, params[name].size, shape=list(params[name].shape))
+            for name, count in kept.items()
         ]
 
     def inputs(self, masks: dict[str, gs.Mask]) -> list[list[int]]:

