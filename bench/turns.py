@@ -70,6 +70,8 @@ class Row:
     share_of_limit: float | None = None
     processors: float | None = None
     peer_processors: float | None = None
+    best: float | None = None
+    peer_best: float | None = None
 
     @property
     def met(self) -> bool:
@@ -140,6 +142,8 @@ class Run:
                 min(floor.seconds) / min(ours.seconds) if floor else None,
                 ours.busy,
                 peer.busy,
+                min(ours.seconds) * 1e3,
+                min(peer.seconds) * 1e3,
             )
         )
 

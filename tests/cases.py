@@ -365,14 +365,13 @@ def _score(method: str, weights: str = "weights", grads: str = "grads") -> Calla
 
 
 _fits_of = {"obs": _few_columns, "fpgm": _few_rows}
-_exclude_of = {"fpgm": frozenset({"infinities"})}  # inf - inf is no distance between filters
 for _method in ("taylor2", "fisher", "obs", "ria", "snip", "grasp", "synflow", "lamp", "fpgm"):
-    _limits = (_fits_of.get(_method, _always), _exclude_of.get(_method, frozenset()))
-    _add(f"score/{_method}", _score(_method), *_limits)
+    _fits = _fits_of.get(_method, _always)
+    _add(f"score/{_method}", _score(_method), _fits)
     if _method in ("taylor2", "snip", "grasp", "synflow"):
-        _add(f"score/{_method}_mixed", _score(_method, grads="other_grads"), *_limits, in_turn=True)
+        _add(f"score/{_method}_mixed", _score(_method, grads="other_grads"), _fits, in_turn=True)
     if _method in ("obs", "snip", "synflow", "lamp"):
-        _add(f"score/{_method}_mapping", _score(_method, "both"), *_limits, in_turn=True)
+        _add(f"score/{_method}_mapping", _score(_method, "both"), _fits, in_turn=True)
 _add("score/snip_mapping_mixed", _score("snip", "mixed"), in_turn=True)
 
 
@@ -462,8 +461,8 @@ def _prune_by(
 
 OVERFLOW = frozenset({"infinities", "one_outlier", "wide_range"})  # products beyond the dtype, so inf / inf and inf * 0
 for _method in ("taylor2", "fisher", "obs", "ria", "snip", "grasp", "synflow", "lamp", "fpgm"):
-    _fits, _exclude = _fits_of.get(_method, _always), _exclude_of.get(_method, frozenset())
-    _add(f"prune/{_method}", _prune_by(_method, sparsity=0.6, nan="prune"), _fits, _exclude, in_turn=True)
+    _fits = _fits_of.get(_method, _always)
+    _add(f"prune/{_method}", _prune_by(_method, sparsity=0.6, nan="prune"), _fits, in_turn=True)
 for _method in ("taylor2", "fisher", "ria", "snip", "lamp"):
     _add(f"prune/{_method}_95", _prune_by(_method, sparsity=0.95), _always, OVERFLOW, in_turn=True)
 for _method in ("taylor2", "ria", "grasp", "fpgm"):
@@ -522,6 +521,7 @@ _add("adjust/scale_none", lambda lib, d: lib.adjust(d.weights, d.grads, 0.0, rul
 _add("stats/norm", lambda lib, d: d.stats("norm").values)
 _add("stats/grad2", lambda lib, d: d.stats("grad2").values)
 _add("stats/movement", lambda lib, d: d.stats("movement").values)
+_add("stats/hessian", lambda lib, d: d.stats("hessian").values, _few_columns)  # exact, in whatever order it is summed
 
 
 def _product_cases(name: str) -> Iterator[Case]:

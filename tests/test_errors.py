@@ -66,7 +66,7 @@ class Inputs:
 
 
 V, T = ValueError, TypeError
-OTHER_DTYPES: tuple[tuple[Any, str], ...] = (
+OTHERS: tuple[tuple[Any, str], ...] = (
     (np.int8, "int8"),
     (np.uint16, "uint16"),
     (np.int64, "int64"),
@@ -128,7 +128,8 @@ ERRORS: list[tuple[Call, Any, str, tuple[str, ...]]] = [
       for m in ("taylor2", "snip", "grasp", "synflow")),
     *((lambda i, m=m: gs.score(i.w, i.complex, method=m), T, "score", ("grads", "complex64"))
       for m in ("taylor2", "snip", "grasp", "synflow")),
-    *((lambda i, m=m: gs.score(i.w, i.g, method=m), V, "score", ("stats", m, "None")) for m in ("fisher", "obs", "ria")),
+    *((lambda i, m=m: gs.score(i.w, i.g, method=m), V, "score", ("stats", m, "None"))
+      for m in ("fisher", "obs", "ria")),
     *((lambda i, m=m: gs.prune(i.w, i.g, method=m, sparsity=0.5, out=i.w), V, "prune", ("stats", m, "None"))
       for m in ("fisher", "obs", "ria")),
     *((lambda i, m=m: gs.score(i.w, method=m, stats=i.movement), V, "score", ("stats", kind, "movement"))
@@ -148,7 +149,8 @@ ERRORS: list[tuple[Call, Any, str, tuple[str, ...]]] = [
     (lambda i: gs.score(i.flat, method="fisher", stats=i.grad2), V, "score", ("stats", r"\(48,\)", r"\(6, 8\)")),
     *((lambda i, kind=kind, m=m: gs.score(i.w, method=m, stats=gs.Stats(kind)), V, r"(score|values)", ())
       for m, kind in (("fisher", "grad2"), ("obs", "hessian"), ("ria", "norm"))),  # nothing counted yet
-    *((lambda i, m=m: gs.score(i.ints, i.g, method=m), T, "score", ("weights", "int64")) for m in ("lamp", "fpgm", "snip")),
+    *((lambda i, m=m: gs.score(i.ints, i.g, method=m), T, "score", ("weights", "int64"))
+      for m in ("lamp", "fpgm", "snip")),
     *((lambda i, m=m: gs.prune(i.complex, method=m, sparsity=0.5), T, "prune", ("weights", "complex64"))
       for m in ("lamp", "fpgm")),
     *((lambda i, m=m: gs.prune(i.nan, i.g, method=m, sparsity=0.5, out=i.nan), V, "prune", ("NaN", r"\b19\b"))
@@ -173,16 +175,16 @@ ERRORS: list[tuple[Call, Any, str, tuple[str, ...]]] = [
     (lambda i: gs.topk_mask(i.nan.astype(np.float16), sparsity=0.5), V, "topk_mask", ("NaN", r"\b19\b")),
     (lambda i: gs.adjust(i.half, i.nan.astype(np.float16), 0.1, out=i.half), V, "adjust", ("scores", "NaN", r"\b19\b")),
     # other dtypes
-    *((lambda i, t=t: gs.score(i.w.astype(t)), T, "score", ("weights", name)) for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.prune(i.w.astype(t), sparsity=0.5), T, "prune", ("weights", name)) for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.topk_mask(i.w.astype(t), nnz=1), T, "topk_mask", ("scores", name)) for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.apply_mask(i.w.astype(t), i.mask), T, "apply_mask", ("weights", name))
-      for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.adjust(i.w, i.g.astype(t), 0.1), T, "adjust", ("scores", name)) for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.score(i.w, i.g.astype(t), method="snip"), T, "score", ("grads", name))
-      for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.Stats("norm").update(i.x.astype(t)), T, "update", (name,)) for t, name in OTHER_DTYPES),
-    *((lambda i, t=t: gs.Stats("movement").update(i.w, i.g.astype(t)), T, "update", (name,)) for t, name in OTHER_DTYPES),
+    *((lambda i, t=t: gs.score(i.w.astype(t)), T, "score", ("weights", n)) for t, n in OTHERS),
+    *((lambda i, t=t: gs.prune(i.w.astype(t), sparsity=0.5), T, "prune", ("weights", n)) for t, n in OTHERS),
+    *((lambda i, t=t: gs.topk_mask(i.w.astype(t), nnz=1), T, "topk_mask", ("scores", n)) for t, n in OTHERS),
+    *((lambda i, t=t: gs.apply_mask(i.w.astype(t), i.mask), T, "apply_mask", ("weights", n))
+      for t, n in OTHERS),
+    *((lambda i, t=t: gs.adjust(i.w, i.g.astype(t), 0.1), T, "adjust", ("scores", n)) for t, n in OTHERS),
+    *((lambda i, t=t: gs.score(i.w, i.g.astype(t), method="snip"), T, "score", ("grads", n))
+      for t, n in OTHERS),
+    *((lambda i, t=t: gs.Stats("norm").update(i.x.astype(t)), T, "update", (n,)) for t, n in OTHERS),
+    *((lambda i, t=t: gs.Stats("movement").update(i.w, i.g.astype(t)), T, "update", (n,)) for t, n in OTHERS),
     # topk_mask
     (lambda i: gs.topk_mask(i.w, sparsity=1.3), V, "topk_mask", (r"sparsity must be in \[0, 1\], got 1\.3",)),
     (lambda i: gs.topk_mask(i.w, sparsity=-0.1), V, "topk_mask", ("sparsity", r"-0\.1")),

@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,6 +64,83 @@ def test_scores_by_hand() -> None:
     stats = ref.Stats("movement").update(w, g)
     assert ref.score(w, method="movement", stats=stats).tolist() == [[-0.5, 1], [0, 4]]
     assert ref.score(w, method=lambda w, g, s: w + 1).tolist() == [[2, -1], [1, 5]]
+
+
+def test_the_other_criteria_by_hand() -> None:
+    w, g = np.array([[1.0, -2.0], [0.0, 4.0]]), np.array([[0.5, 0.5], [3.0, -1.0]])
+    assert ref.score(w, g, method="taylor2").tolist() == [[0.25, 1], [0, 16]]
+    assert (
+        ref.score(w, g, method="grasp").tolist() == ref.score(w, g, method="synflow").tolist() == [[0.5, -1], [0, -4]]
+    )
+    assert ref.score(w, g, method="snip").tolist() == [[0.5 / 5.5, 1 / 5.5], [0, 4 / 5.5]]
+    both = ref.score({"a": w[0], "b": w[1]}, {"a": g[0], "b": g[1]}, method="snip")
+    assert both["a"].tolist() == [0.5 / 5.5, 1 / 5.5]  # one sum for all
+    assert ref.score(w, 0 * g, method="snip").tolist() == [[0, 0], [0, 0]]
+    stats = ref.Stats("grad2").update(np.array([[[4.0, 1.0], [1.0, 0.0]], [[-4.0, 1.0], [1.0, 0.0]]]))
+    assert ref.score(w, method="fisher", stats=stats).tolist() == [[8, 2], [0, 0]]
+    stats = ref.Stats("norm").update(np.array([[16.0, 81.0]]))
+    assert ref.score(w, method="ria", stats=stats).tolist() == [
+        [(1 / 3 + 1) * 4, (2 / 3 + 2 / 6) * 9],
+        [0, (1 + 4 / 6) * 9],
+    ]
+    assert ref.score(w, method="lamp").tolist() == [[0.0625 / 1.3125, 0.25 / 1.25], [0, 1]]
+    assert ref.score(np.array([3.0, -3.0, 3.0]), method="lamp").tolist() == [1, 1 / 2, 1 / 3]
+    nan, inf = math.nan, math.inf
+    np.testing.assert_array_equal(ref.score(np.array([nan, inf, 5.0, -inf]), method="lamp"), [nan, 1, 0, 0.5])
+    assert ref.score(np.zeros(3), method="lamp").tolist() == [0, 0, 0]
+    filters = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+    assert ref.score(filters, method="fpgm").tolist() == [[15, 15], [10, 10], [15, 15]]
+    stats = ref.Stats("hessian").update(np.array([[1.0, 0.0], [1.0, 1.0]]))
+    assert stats.values.tolist() == [[2, 1], [1, 1]]
+    np.testing.assert_allclose(ref.score(w, method="obs", stats=stats), [[0.5, 1], [0, 4]], rtol=1e-14)
+
+
+def test_the_inverse_diagonal_of_singular_statistics() -> None:
+    h = np.array([[2.0, 1.0], [1.0, 1.0]])
+    np.testing.assert_allclose(ref.inverse_diagonal(h), [1, 2], rtol=1e-14)
+    dead = np.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
+    np.testing.assert_allclose(ref.inverse_diagonal(dead), [1, math.inf, 2], rtol=1e-14)
+    scale = np.array([1e-9, 1e6])  # scales are no reason to damp
+    np.testing.assert_allclose(ref.inverse_diagonal(h * np.outer(scale, scale)), [1e18, 2e-12], rtol=1e-13)
+    singular = np.full((2, 2), 4.0)  # damped by 0.04: the inverse of [[4.04, 4], [4, 4.04]]
+    np.testing.assert_allclose(ref.inverse_diagonal(singular), [4.04 / (4.04**2 - 16)] * 2, rtol=1e-12)
+    assert ref.inverse_diagonal(np.zeros((2, 2))).tolist() == [math.inf] * 2
+    assert ref.inverse_diagonal(np.zeros((0, 0))).tolist() == []
+
+
+def test_default_groups() -> None:
+    for method, array, mapping, rows in (
+        ("magnitude", "tensor", "tensor", "tensor"), ("taylor2", "tensor", "tensor", "tensor"),
+        ("fisher", "tensor", "tensor", "tensor"), ("wanda", "row", "row", "tensor"), ("ria", "row", "row", "tensor"),
+        ("obs", "row", "row", "tensor"), ("snip", "tensor", "global", "tensor"), ("grasp", "tensor", "global", "tensor"),
+        ("synflow", "tensor", "global", "tensor"), ("lamp", "tensor", "global", "tensor"),
+        ("fpgm", "tensor", "tensor", "tensor"), (abs, "tensor", "tensor", "tensor"),
+    ):  # fmt: skip
+        assert ref.default_group(method, "element", False) == array
+        assert ref.default_group(method, "element", True) == mapping
+        assert ref.default_group(method, "row", False) == rows
+
+
+def test_taylor2_units_sum_before_they_square() -> None:
+    w, g = np.array([[3.0, -3.0], [1.0, 1.0]]), np.ones((2, 2))
+    assert ref.prune(w, g, method="taylor2", pattern="row", nnz=1)[1].tolist() == [[False, False], [True, True]]
+    assert ref.prune(w, g, method="taylor2", nnz=2)[1].tolist() == [[True, True], [False, False]]
+    assert ref.prune(-w.T, g, method="taylor2", pattern="col", nnz=1)[1].tolist() == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_16_bit_weights_are_computed_in_float32(dtype: type) -> None:
+    w, g = np.array([1.0 + 2.0**-7, -3.0], dtype), np.array([1.0 + 2.0**-7, 0.1])
+    scores = ref.score(w, g, method="grasp")
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [(1 + 2.0**-7) ** 2, float(np.float32(-3.0) * np.float32(0.1))]
+    assert ref.score(w, g, method="synflow").dtype == np.float64
+    pruned, _ = ref.prune(w, nnz=1)
+    assert pruned.dtype == np.dtype(dtype)
+    assert pruned.tolist() == [0, -3]
+    moved = ref.adjust(w, g, 2.0**-8)  # 1 + 2^-8: a tie for bfloat16, exact for float16
+    assert moved.dtype == np.dtype(dtype)
+    assert moved.tolist() == [1 + 2.0**-8 if dtype == np.float16 else 1.0, float(np.array(-3 - 2.0**-8).astype(dtype))]
 
 
 def test_random_is_splitmix64() -> None:

@@ -7,18 +7,20 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import FLOATS, Case, assert_same_bits, check_against_reference, table, values
+from cases import FLOATS, LAYOUTS, Case, assert_same_bits, check_against_reference, generator, table, values
 from gossamer import reference
 
-KINDS = ("norm", "grad2", "movement")
+KINDS = ("norm", "grad2", "hessian", "movement")
+DTYPES = (*FLOATS, np.float16, ml_dtypes.bfloat16)
 
 
 def _batch(kind: str, step: int, dtype: Any = np.float32) -> tuple[np.ndarray, ...]:
-    if kind == "norm":
+    if kind in ("norm", "hessian"):
         return (values("normal", (7, 12), dtype, "x", step),)
     if kind == "grad2":
         return (values("normal", (5, 6, 12), dtype, "g", step),)
@@ -42,7 +44,8 @@ def test_one_update_equals_the_reference(case: Case) -> None:
 def test_many_updates(kind: str, decay: float | None) -> None:
     got, expected = _fed(gs, kind, range(5), decay=decay), _fed(reference, kind, range(5), decay=decay)
     assert got.values.dtype == np.float64
-    np.testing.assert_allclose(got.values, expected.values, rtol=1e-14, atol=1e-300)
+    atol = 1e-14 if kind == "hessian" else 1e-300  # BLAS takes the terms of a sum in its own order
+    np.testing.assert_allclose(got.values, expected.values, rtol=1e-14, atol=atol)
     assert got.kind == kind
 
 
@@ -110,7 +113,7 @@ def test_merge_is_one_stream(kind: str) -> None:
     before = right.values.copy()
     merged = left.merge(right)
     merged = left if merged is None else merged
-    np.testing.assert_allclose(merged.values, whole.values, rtol=1e-14)
+    np.testing.assert_allclose(merged.values, whole.values, rtol=1e-13)
     assert_same_bits(right.values, before)
 
 
@@ -169,3 +172,106 @@ def test_inputs_are_not_written_and_not_held() -> None:
     expected = stats.values.copy()
     w[...] = g[...] = 9
     assert_same_bits(stats.values, expected)
+
+
+# ------------------------------------------------------------------------------------------------------------ hessian
+
+
+def test_hessian_by_hand() -> None:
+    stats = gs.Stats("hessian")
+    stats.update(np.array([[1.0, 2.0], [3.0, 0.0]]))
+    assert stats.values.tolist() == [[10.0, 2.0], [2.0, 4.0]]
+    stats.update(np.array([0.0, 1.0]))  # a vector is one sample
+    assert stats.values.tolist() == [[10.0, 2.0], [2.0, 5.0]]
+    assert stats.count == 3
+
+
+def test_hessian_decays() -> None:
+    stats = gs.Stats("hessian", decay=0.5)
+    stats.update(np.array([[2.0, 0.0]]))
+    stats.update(np.array([[1.0, 1.0]]))
+    assert stats.values.tolist() == [[3.0, 1.0], [1.0, 1.0]]
+    assert stats.count == 1.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hessian_of_any_layout_and_dtype(layout: str, dtype: Any) -> None:
+    x = values("normal", (5, 9, 33), dtype)
+    stats = gs.Stats("hessian")
+    stats.update(LAYOUTS[layout](x))
+    wide = x.reshape(45, 33).astype(np.float64)
+    assert stats.values.dtype == np.float64
+    assert_same_bits(stats.values, stats.values.T)
+    bound = np.abs(wide).T @ np.abs(wide)
+    assert (np.abs(stats.values - wide.T @ wide) <= 1e-14 * bound).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hessian_in_blocks_of_rows(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = generator("integers").integers(-8, 9, (103, 21)).astype(dtype)  # so that every order gives the same sums
+    monkeypatch.setattr("gossamer.stats._SCRATCH", 10 * 21)
+    stats = gs.Stats("hessian")
+    stats.update(x)
+    wide = x.astype(np.float64)
+    assert_same_bits(stats.values, wide.T @ wide)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0,), (2, 0, 3)], ids=str)
+def test_hessian_of_nothing(shape: tuple[int, ...]) -> None:
+    stats = gs.Stats("hessian")
+    stats.update(np.zeros(shape))
+    assert_same_bits(stats.values, np.zeros((shape[-1], shape[-1])))
+
+
+def test_hessian_sums_are_float64() -> None:
+    stats = gs.Stats("hessian")
+    stats.update(np.full((3, 2), 1e38, np.float32))
+    assert np.isfinite(stats.values).all()
+    stats = gs.Stats("hessian")
+    stats.update(np.full((3, 2), 60000, np.float16))
+    assert (stats.values == 3 * 60000.0**2).all()
+
+
+def test_hessian_with_nan_and_infinity_is_as_the_norm() -> None:
+    x = np.array([[1.0, np.inf, 0.0, 2.0], [1.0, 0.0, np.nan, 2.0]])
+    norm, stats = gs.Stats("norm"), gs.Stats("hessian")
+    norm.update(x)
+    stats.update(x)
+    np.testing.assert_array_equal(np.sqrt(np.diagonal(stats.values)), norm.values)
+    assert stats.values[0, 3] == 4.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_changes_nothing(kind: str) -> None:
+    stats = _fed(gs, kind, range(2))
+    expected, count = stats.values.copy(), stats.count
+    batch = _batch(kind, 0)
+    for bad in ([b[..., :-1] for b in batch], [b.astype(np.int32) for b in batch], [b.astype(">f4") for b in batch]):
+        with pytest.raises((TypeError, ValueError), match=r"^Stats\.update: "):
+            stats.update(*bad)
+        assert_same_bits(stats.values, expected)
+        assert stats.count == count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_16_bit_data_are_summed_exactly_as_they_are(kind: str, dtype: Any) -> None:
+    narrow, wide = gs.Stats(kind, decay=0.5), gs.Stats(kind, decay=0.5)
+    for step in range(3):
+        batch = _batch(kind, step, dtype)
+        narrow.update(*batch)
+        wide.update(*(b.astype(np.float64) for b in batch))
+    np.testing.assert_allclose(narrow.values, wide.values, rtol=1e-14, atol=1e-14)
+    if kind != "hessian":
+        assert_same_bits(narrow.values, wide.values)
+
+
+def test_a_file_with_another_matrix_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    for sums in (np.array([[1.0, 2.0], [3.0, 1.0]]), np.ones(3), np.ones((2, 3)), -np.eye(2)):
+        stats = _fed(gs, "hessian", range(1))
+        stats._sums = sums
+        stats.save(path)
+        with pytest.raises(ValueError, match=r"^Stats\.load: .* must be a file written by Stats\.save, got "):
+            gs.Stats.load(path)

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <numeric>
+#include <type_traits>
 
 #include "core/parallel.hpp"
 #include "ops/topk_tiles.hpp"
@@ -28,6 +29,28 @@ struct Bins {
     std::fill(count.begin(), count.end(), 0u);
     pending = 0;
   }
+};
+
+// Bins of equal width, a power of two, over the keys from `low` to `high`.
+template <class Key>
+class KeyBins {
+ public:
+  static constexpr int bits = 12;
+  static constexpr std::size_t count = std::size_t{1} << bits;
+
+  KeyBins(Key low, Key high) : low_(low), high_(high) {
+    shift_ = std::max(0, static_cast<int>(std::bit_width(distance(high))) - bits);
+  }
+  std::size_t of(Key key) const { return static_cast<std::size_t>(distance(key) >> shift_); }
+  Key first(std::size_t bin) const { return static_cast<Key>(Unsigned(low_) + (Unsigned(bin) << shift_)); }
+  Key last(std::size_t bin) const { return of(high_) == bin ? high_ : static_cast<Key>(first(bin + 1) - 1); }
+
+ private:
+  using Unsigned = std::make_unsigned_t<Key>;
+  Unsigned distance(Key key) const { return static_cast<Unsigned>(Unsigned(key) - Unsigned(low_)); }
+
+  Key low_, high_;
+  int shift_;
 };
 
 template <class T>
@@ -167,7 +190,7 @@ class Engine {
           for (std::int64_t i = 0; i < open; ++i)
             if (s.open[i] < n) found_[c].push_back({s.keys[s.open[i]], base + s.open[i]});
         });
-    if (rank > 0) keep_best(rank);
+    if (rank > 0) keep_best(rank, bottom, top);
     add_counts();
   }
 
@@ -184,7 +207,7 @@ class Engine {
     if (first.low == first.high) return mark_ties(first.low, count);
     if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
     std::vector<std::size_t> head, rest;
-    for (std::size_t c = 0; c < chunks_.size(); ++c) (chunks_.size() >= 64 && c % 16 == 8 ? head : rest).push_back(c);
+    for (std::size_t c = 0; c < chunks_.size(); ++c) (chunks_.size() >= 64 && c % 32 == 16 ? head : rest).push_back(c);
     std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
     for (auto& part : found_) part.clear();
     kept_.assign(chunks_.size(), 0);
@@ -201,7 +224,11 @@ class Engine {
     }
     const std::int64_t rank = count - above;
     if (rank < (needs_key_ ? 1 : 0) || rank > open) return false;
-    if (!keep_best(rank, &last)) return false;
+    if (rank == 0 && highest_of(head) > last.high) return false;
+    if (rank > 0) {
+      const Key limit = keep_best(rank, std::min(first.low, last.low), std::max(first.high, last.high));
+      if (limit < last.low || limit > last.high) return false;
+    }
     add_counts();
     return true;
   }
@@ -218,7 +245,7 @@ class Engine {
   // The bracket of the best `share` of the scores, from short runs at a fixed stride. `crowded`: so many scores equal
   // one of its ends that the k-th is probably one of them, and a list of candidates would be too long.
   bool sample(double share, Bracket<T>& bracket, bool& crowded) {
-    constexpr std::int64_t runs = 1024;
+    constexpr std::int64_t runs = 512;
     const std::int64_t stride = size_ / runs;
     Drawn<Key> drawn;
     for (std::int64_t i = 0; i < runs; ++i) {
@@ -243,6 +270,7 @@ class Engine {
       std::int64_t open = 0;
       for_chunk_stream(c, high, low, s, s.open, [&](std::uint32_t base, const StreamCounts& counts) {
         const std::size_t before = found_[c].size();
+        if (before == 0 && counts.open > 0) found_[c].reserve(static_cast<std::size_t>(counts.open) * 24);
         found_[c].resize(before + static_cast<std::size_t>(counts.open));
         Candidate<Key>* to = found_[c].data() + before;
         kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
@@ -268,90 +296,89 @@ class Engine {
 
   // The bracket again, from all scores of the chunks that have been streamed.
   Bracket<T> tighten(const std::vector<std::size_t>& head, Bracket<T> bracket, double share) const {
-    std::vector<Key> keys;
-    std::int64_t above = 0, n = 0;
+    const KeyBins<Key> bins(bracket.low, bracket.high);
+    std::vector<std::int64_t> count(bins.count);
+    std::int64_t above = 0, n = 0, open = 0;
     for (const std::size_t c : head) {
       above += kept_[c];
       n += chunk_elements(chunks_[c]);
-      for (const auto& candidate : found_[c]) keys.push_back(candidate.key);
+      open += static_cast<std::int64_t>(found_[c].size());
+      for (const auto& candidate : found_[c]) ++count[bins.of(candidate.key)];
     }
+    const auto bin_at = [&](std::int64_t rank) {  // of the rank-th best candidate
+      std::size_t bin = bins.count - 1;
+      for (; bin > 0 && rank >= count[bin]; --bin) rank -= count[bin];
+      return bin;
+    };
     const double middle = share * static_cast<double>(n);
-    const std::int64_t rank = static_cast<std::int64_t>(middle) - above, open = static_cast<std::int64_t>(keys.size());
+    const std::int64_t rank = static_cast<std::int64_t>(middle) - above;
     if (rank < 0 || rank >= open) return bracket;
-    const auto center = keys.begin() + rank;
-    std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
+    const Key center = bins.first(bin_at(rank));
     std::vector<std::int64_t> counts;
     for (const std::size_t c : head)
       counts.push_back(kept_[c] + std::count_if(found_[c].begin(), found_[c].end(),
-                                                [&](const auto& x) { return x.key >= *center; }));
+                                                [&](const auto& x) { return x.key >= center; }));
     const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
-    if (ranks.low - above < open) {
-      std::nth_element(center, keys.begin() + (ranks.low - above), keys.end(), std::greater<Key>());
-      bracket.low = keys[static_cast<std::size_t>(ranks.low - above)];
-    }
-    if (ranks.high - above >= 0) {
-      std::nth_element(keys.begin(), keys.begin() + (ranks.high - above), center, std::greater<Key>());
-      bracket.high = keys[static_cast<std::size_t>(ranks.high - above)];
-    }
+    if (ranks.low - above < open) bracket.low = bins.first(bin_at(ranks.low - above));
+    if (ranks.high - above >= 0) bracket.high = bins.last(bin_at(ranks.high - above));
     return bracket;
   }
 
-  // Sets the bits of the best `rank` candidates. With a bracket: false, and nothing set, unless the last of them lies
-  // in it.
-  bool keep_best(std::int64_t rank, const Bracket<T>* bracket = nullptr) {
-    Key low = highest, high = std::numeric_limits<Key>::min();
-    for (const auto& part : found_)
-      for (const auto& candidate : part) {
-        low = std::min(low, candidate.key);
-        high = std::max(high, candidate.key);
-      }
-    if (rank == 0) return bracket == nullptr || high <= bracket->high;
-    // A histogram of the keys' range finds the bin of the last one; only that bin is sorted out in detail.
-    constexpr int bin_bits = 12;
-    const auto span = static_cast<Unsigned>(static_cast<Unsigned>(high) - static_cast<Unsigned>(low));
-    const int shift = std::max(0, static_cast<int>(std::bit_width(span)) - bin_bits);
-    const auto bin_of = [&](Key key) {
-      return static_cast<std::size_t>(static_cast<Unsigned>(static_cast<Unsigned>(key) - static_cast<Unsigned>(low)) >>
-                                      shift);
+  Key highest_of(const std::vector<std::size_t>& which) const {
+    Key high = std::numeric_limits<Key>::min();
+    for (const std::size_t c : which)
+      for (const auto& candidate : found_[c]) high = std::max(high, candidate.key);
+    return high;
+  }
+
+  // Sets the bits of the best `rank` candidates, rank >= 1, all of which lie in [low, high]; -> the key of the last one.
+  // A histogram finds its bin; the candidates above are set at once, and only the members of that bin put in order.
+  Key keep_best(std::int64_t rank, Key low, Key high) {
+    const KeyBins<Key> bins(low, high);
+    const auto chunks = static_cast<std::int64_t>(chunks_.size());
+    struct Counts {
+      std::vector<std::uint32_t> of = std::vector<std::uint32_t>(KeyBins<Key>::count);
     };
-    std::vector<std::int64_t> bins(std::size_t{1} << bin_bits);
-    for (const auto& part : found_)
-      for (const auto& candidate : part) ++bins[bin_of(candidate.key)];
-    std::size_t bin = bins.size() - 1;
-    std::int64_t left = rank;
-    for (; bin > 0 && left > bins[bin]; --bin) left -= bins[bin];
-    if (left > bins[bin]) throw_changed();
-    struct Place {
-      Key key;
-      std::uint32_t at;
-      std::size_t chunk;
-    };
-    std::vector<Place> members;
-    members.reserve(static_cast<std::size_t>(bins[bin]));
-    for (std::size_t c = 0; c < found_.size(); ++c)
-      for (const auto& candidate : found_[c])
-        if (bin_of(candidate.key) == bin) members.push_back({candidate.key, candidate.at, c});
-    const auto before = [](const Place& a, const Place& b) {
-      return a.key != b.key ? a.key > b.key : a.chunk != b.chunk ? a.chunk < b.chunk : a.at < b.at;
-    };
-    const auto last = members.begin() + (left - 1);
-    std::nth_element(members.begin(), last, members.end(), before);
-    const Place limit = *last;
-    last_key_ = limit.key;
-    if (bracket != nullptr && (limit.key < bracket->low || limit.key > bracket->high)) return false;
-    parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
+    PerWorker<Counts> counts;
+    parallel_for(chunks, counts, [&](std::int64_t c, Counts& mine) {
+      for (const auto& candidate : found_[static_cast<std::size_t>(c)]) ++mine.of[bins.of(candidate.key)];
+    });
+    std::vector<std::int64_t> total(bins.count);
+    counts.for_each([&](Counts& mine) {
+      for (std::size_t b = 0; b < total.size(); ++b) total[b] += mine.of[b];
+    });
+    std::size_t bin = total.size() - 1;
+    for (; bin > 0 && rank > total[bin]; --bin) rank -= total[bin];
+    if (rank > total[bin]) throw_changed();
+
+    std::vector<std::vector<Candidate<Key>>> members(chunks_.size());
+    parallel_for(chunks, [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
-      const Chunk& chunk = chunks_[c];
-      const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-      const std::int64_t width = chunk.col_end - chunk.col_begin;
       for (const auto& candidate : found_[c]) {
-        if (before(limit, Place{candidate.key, candidate.at, c})) continue;
-        const std::int64_t row = chunk.row_begin + candidate.at / width, col = chunk.col_begin + candidate.at % width;
-        set_bit(item.mask + row * row_bytes(item.cols()), col);
-        ++kept_[c];
+        const std::size_t own = bins.of(candidate.key);
+        if (own > bin) set(c, candidate.at);
+        if (own == bin) members[c].push_back(candidate);
       }
     });
-    return true;
+    std::vector<Key> keys;
+    keys.reserve(static_cast<std::size_t>(total[bin]));
+    for (const auto& part : members)
+      for (const auto& member : part) keys.push_back(member.key);
+    std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key>());
+    last_key_ = keys[static_cast<std::size_t>(rank - 1)];
+    std::int64_t ties = std::count(keys.begin(), keys.begin() + rank, last_key_);
+    for (std::size_t c = 0; c < members.size(); ++c)  // in flat order: ties are kept from the lowest index on
+      for (const auto& member : members[c])
+        if (member.key > last_key_ || (member.key == last_key_ && ties-- > 0)) set(c, member.at);
+    return last_key_;
+  }
+
+  void set(std::size_t c, std::uint32_t at) {
+    const Chunk& chunk = chunks_[c];
+    const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
+    const std::int64_t width = chunk.col_end - chunk.col_begin;
+    set_bit(item.mask + (chunk.row_begin + at / width) * row_bytes(item.cols()), chunk.col_begin + at % width);
+    ++kept_[c];
   }
 
   static std::uint32_t position(const Chunk& chunk, std::int64_t row, std::int64_t col) {

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +32,8 @@ from gossamer.stats import Stats, require_float
 _METHODS = ("exact", "obs")
 _BLOCK = 128  # columns of the obs sweep, as in the paper: inside by outer products, beyond by one matrix product
 _CHUNK = 1 << 22  # elements of a matrix that are worked on at a time: 32 MiB in float64
-# Unknowns from which LAPACK's threads pay. On two cores 192 take 0.08 ms with one thread and 0.37 ms with two, 768 take
-# 3.1 ms and 2.4 ms; but beside other work a second thread that spins makes 768 ten times as slow.
+# Inputs from which BLAS' threads pay. On two idle cores a factor of 768 columns takes 3.1 ms with one thread and 2.4 ms
+# with two, one of 192 takes 0.08 ms and 0.37 ms; beside other work a second thread that spins costs ten times as much.
 _PARALLEL = 2048
 _INVERTIBLE = 1e-8  # smallest relative pivot with which the inverse may be used in place of the matrix
 
@@ -74,7 +75,7 @@ def compensate(
     -------
     New weights in the shape, dtype and library of ``weights``, or a dict of them for a mapping; nothing else changes.
     Beside them the call holds at most four matrices ``[in, in]`` and 256 MiB (or eight rows) in float64. The last bits
-    depend on the LAPACK that scipy brings, and on its threads.
+    depend on the BLAS and LAPACK of numpy and scipy, and from 2048 inputs on on their threads; smaller layers take one.
 
     Raises
     ------
@@ -112,7 +113,9 @@ def compensate(
         h = _hessian(all_stats[name], cols, f, name)
         bits = packed_bits(masks[name], w.shape, f, "mask", name)
         target, results[name] = output(None, tensor, w.shape, w.dtype, f)
-        if w.size:
+        if not w.size:
+            continue
+        with _blas_threads(cols):
             job = _Exact(h) if method == "exact" else _Sweep(h, share, f, name)
             _in_chunks(job, w.reshape(rows, cols), bits, target.reshape(rows, cols), name)
     return results if isinstance(weights, Mapping) else results[""]
@@ -124,6 +127,8 @@ def _hessian(stats: Any, cols: int, function: str, name: str) -> Host:
         raise TypeError(f"{function}: stats must be a Stats, got {type(stats).__name__}{place}")
     if stats.kind != "hessian":
         raise ValueError(f"{function}: stats must be Stats('hessian'), got {stats.kind!r}{place}")
+    if stats._sums is None:
+        raise ValueError(f"{function}: stats must have been updated, got no data{place}")
     h = stats._view
     same_shape(h, (cols, cols), function, "stats", name)
     _require_finite(h, function, "stats", name)
@@ -161,7 +166,7 @@ class _Exact:
         live = h.diagonal() > 0  # an input that is always 0 says nothing about its weights: they stay
         self.live: Any = slice(None) if live.all() else np.flatnonzero(live)
         self.norms = np.sqrt(h.diagonal()[self.live])
-        self.matrix = _unit_diagonal(h if live.all() else h[np.ix_(self.live, self.live)], self.norms)
+        self.matrix = _unit_diagonal(h if live.all() else h[np.ix_(live, live)], self.norms)
 
     @cached_property
     def inverse(self) -> Host | None:
@@ -172,13 +177,14 @@ class _Exact:
         new = np.where(kept, w, 0.0)
         masked = new.astype(dtype)
         new[:, self.live] += self._changes(w[:, self.live] * self.norms, kept[:, self.live], bits) / self.norms
-        refit = new.astype(dtype)  # an overflow is infinite here, and never better
-        better = self._error(w, refit) < self._error(w, masked)
+        with np.errstate(all="ignore"):  # an overflow is infinite or NaN here, and never better
+            refit = new.astype(dtype)
+            better: Host = self._error(w, refit) < self._error(w, masked)
         return np.where(better[:, None], refit, masked)
 
     def _error(self, w: Host, v: Host) -> Host:
         change = (w[:, self.live] - v[:, self.live].astype(np.float64)) * self.norms
-        return np.einsum("ij,ij->i", change @ self.matrix, change)
+        return np.asarray(np.einsum("ij,ij->i", change @ self.matrix, change))
 
     def _changes(self, w: Host, kept: Host, bits: Host) -> Host:
         """What the kept weights gain, 0 elsewhere; weights and result are scaled."""
@@ -231,7 +237,8 @@ class _Sweep:
                 error /= u[j, j]
                 columns[j + 1 : stop] -= np.multiply.outer(u[j, j + 1 : stop], error)
             columns[stop:] -= u[start:stop, stop:].T @ errors
-        return np.where(kept, columns.T, 0.0).astype(dtype)
+        with np.errstate(over="ignore"):
+            return np.where(kept, columns.T, 0.0).astype(dtype)
 
 
 def inverse_diagonal(h: Host) -> Host:
@@ -264,30 +271,44 @@ def inverse_diagonal(h: Host) -> Host:
     live = np.flatnonzero(h.diagonal() > 0)
     if not live.size:
         return result
-    norms = np.sqrt(h.diagonal()[live])
-    matrix = _unit_diagonal(h[np.ix_(live, live)], norms)
-    factor = _cholesky(matrix.copy(), _singular(len(live)))
-    if factor is None:
-        np.einsum("ii->i", matrix)[:] += 0.01 * (norms**2).mean() / norms**2
-        factor = _cholesky(matrix, 0.0)
-    if factor is None:  # not semidefinite: no sum of products
-        raise ValueError(f"{f}: h must be positive semidefinite, got another matrix")
-    result[live] = _inverse(factor).diagonal() / norms**2
+    with _blas_threads(len(live)):
+        norms = np.sqrt(h.diagonal()[live])
+        matrix = _unit_diagonal(h[np.ix_(live, live)], norms)
+        factor = _cholesky(matrix.copy(), _singular(len(live)))
+        if factor is None:
+            np.einsum("ii->i", matrix)[:] += 0.01 * (norms**2).mean() / norms**2
+            factor = _cholesky(matrix, 0.0)
+        if factor is None:  # not semidefinite: no sum of products
+            raise ValueError(f"{f}: h must be positive semidefinite, got another matrix")
+        result[live] = _inverse(factor).diagonal() / norms**2
     return result
 
 
 # ------------------------------------------------------------------------------------------------- linear algebra
 
-_limiting = threading.Lock()
+_limiting = threading.Lock()  # threadpoolctl restores what it found: two calls at once could leave their limit behind
 
 
 def _after_fork() -> None:
     global _limiting
-    _limiting = threading.Lock()
+    _limiting = (
+        threading.Lock()
+    )  # threadpoolctl restores what it found: two calls at once could leave their limit behind
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def _blas_threads(inputs: int) -> Iterator[None]:
+    """One for small matrices, else all; so small layers do not depend on their number either."""
+    if inputs >= _PARALLEL:
+        yield
+        return
+    _lapack()  # it must be loaded to be limited
+    with _limiting, threadpoolctl.threadpool_limits(1, "blas"):
+        yield
 
 
 def _lapack() -> Any:
@@ -322,7 +343,7 @@ def _cholesky(a: Host, smallest: float) -> Host | None:
 def _inverse(factor: Host) -> Host:
     """The inverse, symmetric to the last bit, from the lower Cholesky factor, which is overwritten."""
     lower = np.tril(_lapack().dpotri(factor, lower=1, overwrite_c=1)[0])
-    return lower + np.tril(lower, -1).T
+    return np.asarray(lower + np.tril(lower, -1).T)
 
 
 def _same(bits: Host, rows: Host) -> list[list[int]]:
@@ -336,13 +357,10 @@ def _same(bits: Host, rows: Host) -> list[list[int]]:
 def _solve_rows(a: Host, chosen: Host, b: Host, groups: list[list[int]]) -> Host:
     """Solves ``a[S, S] y[S] = b[S]`` for the rows of b, S what is chosen in the row; y is 0 elsewhere."""
     y = np.zeros_like(b)
-    largest = max((np.count_nonzero(chosen[rows[0]]) for rows in groups), default=0)
-    # threadpoolctl restores what it found: two threads at once could leave the limit behind.
-    with _limiting, threadpoolctl.threadpool_limits(1 if largest < _PARALLEL else None, "blas"):
-        for rows in groups:
-            index = np.flatnonzero(chosen[rows[0]])
-            at = np.ix_(rows, index)
-            y[at] = _solve(a, index, b[at].T).T
+    for rows in groups:
+        index = np.flatnonzero(chosen[rows[0]])
+        at = np.ix_(np.array(rows), index)
+        y[at] = _solve(a, index, b[at].T).T
     return y
 
 

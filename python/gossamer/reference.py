@@ -50,8 +50,8 @@ def _exact_sum(a: Array) -> float:
     """The sum of non-negative numbers, rounded once."""
     try:
         return math.fsum(a.ravel().tolist())
-    except OverflowError:  # beyond the largest float64
-        return math.inf
+    except OverflowError:  # beyond the largest float64: infinite, if all of them are numbers
+        return float(a.astype(np.float64).sum())
 
 
 def taylor2_score(w: Any, g: Any, values: Any = None) -> Any:
