@@ -3,6 +3,7 @@
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,31 @@ def test_torch_gets_torch(method: str) -> None:
     assert_same_bits(got.numpy(), gs.compensate(w, kept, hessian(x), method=method))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_threads_of_the_caller(method: str) -> None:
+    """Calls at once give what each gives alone, and leave BLAS with the threads that it had."""
+
+    def blas() -> list[int]:
+        return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+
+    w, kept, x = drawn("threads", rows=50)
+    stats, before = hessian(x), blas()
+    expected = gs.compensate(w, kept, stats, method=method)
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(lambda _: gs.compensate(w, kept, stats, method=method), range(40)):
+            assert_same_bits(got, expected)
+    assert blas()[: len(before)] == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_huge_weights(method: str) -> None:
+    """Beyond what a squared error can hold: the masked weights stay, and nothing warns."""
+    w, kept, x = drawn("huge")
+    got = gs.compensate(w * 1e300, kept, hessian(x * 1e100), method=method)
+    if method == "exact":
+        assert_same_bits(got, np.where(kept, w * 1e300, 0))
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
@@ -333,6 +359,8 @@ def test_inverse_diagonal_errors() -> None:
     ):
         with pytest.raises(ValueError, match=f"^inverse_diagonal: {message}"):
             inverse_diagonal(bad)
+    with pytest.raises(ValueError, match=r"^score: stats must be finite, got inf at \(0, 0\) for 'w'"):
+        inverse_diagonal(np.array([[np.inf]]), function="score", argument="stats", name="w")
 
 
 # ----------------------------------------------------------------------------------------------------- how good it is

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import DTYPES, METHODS, STATISTICS, Case, assert_same_bits, check_against_reference, is_nan, table, values
+from cases import (
+    DTYPES,
+    METHODS,
+    STATISTICS,
+    Case,
+    assert_same_bits,
+    check_against_reference,
+    is_nan,
+    right_or_refused,
+    table,
+    values,
+)
 from cases import compute_dtype as t_of
 from gossamer import reference
 
@@ -29,7 +40,7 @@ def _arguments(method: str, w: np.ndarray, g: np.ndarray) -> dict[str, Any]:
     kind = STATISTICS.get(method)
     stats = None if kind is None else gs.Stats(kind)
     if stats is not None:
-        x = values("normal", (3 * w.shape[1], w.shape[1]), np.float32, "x")
+        x = values("normal", (3 * w.shape[1] if kind == "hessian" else 5, w.shape[1]), np.float32, "x")
         batch = {"movement": (w, g), "grad2": (values("normal", (3, *w.shape), np.float32, "g"),)}
         stats.update(*batch.get(stats.kind, (x,)))
     return {"grads": g, "method": method, "stats": stats, "seed": 7}
@@ -55,6 +66,64 @@ def test_dtypes(method: str, dtype: Any) -> None:
     assert pruned.dtype == w.dtype
     assert_same_bits(pruned, gs.apply_mask(w, mask))
     assert mask == gs.prune(w.astype(t_of(dtype)), **wide, sparsity=0.5)[1]
+
+
+@pytest.mark.parametrize("shape", [(37, 41), (300, 130), (3, 40_000)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("method", METHODS)
+def test_out_of_every_criterion(method: str, dtype: Any, shape: tuple[int, int]) -> None:
+    """An output with gaps, and one that is an input: what needs the whole tensor first must not read its own scores."""
+    if method == "obs" and shape[1] > 400:
+        shape = shape[::-1]
+    w, g = values("normal", shape, dtype), values("normal", shape, dtype, "g")
+    given = _arguments(method, w, g)
+    expected = gs.score(w, **given)
+    strided = np.full((2 * shape[0], 3 * shape[1]), np.nan, expected.dtype)
+    assert_same_bits(gs.score(w, **given, out=strided[::2, ::3]), expected)
+    assert np.isnan(strided[1::2]).all()
+    assert np.isnan(strided[:, 1::3]).all()
+    for name in ("w", "grads") if w.dtype == expected.dtype else ():
+        arrays = {"w": w.copy(), "grads": g.copy()}
+        out = arrays[name]
+        assert gs.score(arrays["w"], **{**given, "grads": arrays["grads"]}, out=out) is out
+        assert_same_bits(out, expected, name)
+    pruned, mask = gs.prune(w, **given, sparsity=0.7)
+    for name in ("w", "grads"):
+        arrays = {"w": w.copy(), "grads": g.copy()}
+        out = arrays[name]
+        got, same = gs.prune(arrays["w"], **{**given, "grads": arrays["grads"]}, sparsity=0.7, out=out)
+        assert got is out
+        assert same == mask
+        assert_same_bits(out, pruned, name)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_over_the_memory_of_16_bit_weights_are_right_or_refused(method: str, dtype: Any) -> None:
+    for first in (0, 7, 100):
+        memory = np.zeros(1200, np.float32)
+        w = memory.view(dtype)[first : first + 1200].reshape(30, 40)
+        w[...] = values("normal", (30, 40), dtype)
+        given = _arguments(method, w.copy(), values("normal", (30, 40), dtype, "g"))
+        expected, before = gs.score(w.copy(), **given), memory.copy()
+        out = memory.reshape(30, 40)
+        result = right_or_refused(lambda w=w, g=given, out=out: gs.score(w, **g, out=out), ValueError, "^score: out ")
+        assert_same_bits(memory, before if result is None else expected.ravel())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "movement"])  # Stats take at least one dimension
+def test_scalars(method: str, dtype: Any) -> None:
+    w, g = np.array(2.0, dtype), np.array(3.0, dtype)
+    stats = gs.Stats(STATISTICS[method]) if method in STATISTICS else None
+    if stats is not None:
+        stats.update(np.array([1.0, 2.0, 2.0]) if stats.kind == "grad2" else np.array([[1.0], [2.0], [2.0]]))
+    scores = gs.score(w, g, method=method, stats=stats, seed=1)
+    assert_same_bits(scores, reference.score(w, g, method=method, stats=stats, seed=1))
+    pruned, mask = gs.prune(w, g, method=method, stats=stats, seed=1, sparsity=0.0)
+    assert_same_bits(pruned, w)
+    assert mask.shape == ()
+    assert mask.nnz == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -69,9 +69,8 @@ def test_scores_by_hand() -> None:
 def test_the_other_criteria_by_hand() -> None:
     w, g = np.array([[1.0, -2.0], [0.0, 4.0]]), np.array([[0.5, 0.5], [3.0, -1.0]])
     assert ref.score(w, g, method="taylor2").tolist() == [[0.25, 1], [0, 16]]
-    assert (
-        ref.score(w, g, method="grasp").tolist() == ref.score(w, g, method="synflow").tolist() == [[0.5, -1], [0, -4]]
-    )
+    for method in ("grasp", "synflow"):
+        assert ref.score(w, g, method=method).tolist() == [[0.5, -1], [0, -4]]
     assert ref.score(w, g, method="snip").tolist() == [[0.5 / 5.5, 1 / 5.5], [0, 4 / 5.5]]
     both = ref.score({"a": w[0], "b": w[1]}, {"a": g[0], "b": g[1]}, method="snip")
     assert both["a"].tolist() == [0.5 / 5.5, 1 / 5.5]  # one sum for all
@@ -109,16 +108,12 @@ def test_the_inverse_diagonal_of_singular_statistics() -> None:
 
 
 def test_default_groups() -> None:
-    for method, array, mapping, rows in (
-        ("magnitude", "tensor", "tensor", "tensor"), ("taylor2", "tensor", "tensor", "tensor"),
-        ("fisher", "tensor", "tensor", "tensor"), ("wanda", "row", "row", "tensor"), ("ria", "row", "row", "tensor"),
-        ("obs", "row", "row", "tensor"), ("snip", "tensor", "global", "tensor"), ("grasp", "tensor", "global", "tensor"),
-        ("synflow", "tensor", "global", "tensor"), ("lamp", "tensor", "global", "tensor"),
-        ("fpgm", "tensor", "tensor", "tensor"), (abs, "tensor", "tensor", "tensor"),
-    ):  # fmt: skip
-        assert ref.default_group(method, "element", False) == array
-        assert ref.default_group(method, "element", True) == mapping
-        assert ref.default_group(method, "row", False) == rows
+    own = {"wanda": "row", "ria": "row", "obs": "row"} | dict.fromkeys(("snip", "grasp", "synflow", "lamp"), "global")
+    for method in (*ref.CRITERIA, "random", abs):
+        group = own.get(method, "tensor") if isinstance(method, str) else "tensor"
+        assert ref.default_group(method, "element", True) == group
+        assert ref.default_group(method, "element", False) == ("tensor" if group == "global" else group)
+        assert ref.default_group(method, "row", True) == ("tensor" if group == "row" else group)
 
 
 def test_taylor2_units_sum_before_they_square() -> None:

@@ -37,7 +37,8 @@ inline constexpr DType dtype_of = std::is_same_v<T, Half>     ? DType::float16
 // What is computed in: float64 for float64, float32 for everything else.
 inline DType compute_dtype(DType dtype) { return dtype == DType::float64 ? dtype : DType::float32; }
 
-// Calls f with a zero of the type that is computed in: dispatch(dtype, [&](auto zero) { using T = decltype(zero); ...}).
+// Calls f with a zero of the type that is computed in: dispatch(dtype, [&](auto zero) { using T = decltype(zero);
+// ...}).
 template <class F>
 decltype(auto) dispatch(DType dtype, F&& f) {
   if (dtype == DType::float64) return f(double{});

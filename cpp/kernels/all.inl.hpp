@@ -97,8 +97,8 @@ constexpr HalfKernels make_half_table() { return {&apply<Half>, &nonzero<Half>, 
 }  // namespace
 }  // namespace gossamer
 
-#define GOSSAMER_DEFINE_TABLE(isa)                                               \
-  namespace gossamer {                                                           \
-  extern const Kernels kernels_##isa;                                            \
+#define GOSSAMER_DEFINE_TABLE(isa)                                                                  \
+  namespace gossamer {                                                                              \
+  extern const Kernels kernels_##isa;                                                               \
   constexpr Kernels kernels_##isa = {make_half_table(), make_table<float>(), make_table<double>()}; \
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The element-wise criteria, each written once for every vector width (and for CUDA). w: the weights, or what is scored
-// in their place; a: what goes with every element (gradients) or column (input norms); b: with every column; r: with the
-// row. Every operation rounds once, in the order written here, so that scores are equal bit for bit on all back ends.
-// Which method uses which: ops/score.cpp. Papers: reference.py.
+// in their place; a: what goes with every element (gradients) or column (input norms); b: with every column; r: with
+// the row. Every operation rounds once, in the order written here, so that scores are equal bit for bit on all back
+// ends. Which method uses which: ops/score.cpp. Papers: reference.py.
 #pragma once
 #include "core/table.hpp"
 

@@ -97,8 +97,7 @@ void adjust(const char* function, std::vector<AdjustTensor>& tensors, double rat
     const double rounded = w.dtype() != DType::float64 ? static_cast<double>(static_cast<float>(rate)) : rate;
     if (!std::isfinite(rounded) || (scale && !(rounded < 1)))
       value_error(format("%s: rate must keep its range when it is rounded to %s, got %s", function,
-                         name_of(compute_dtype(w.dtype())),
-                         text(rate).c_str()));
+                         name_of(compute_dtype(w.dtype())), text(rate).c_str()));
     if (t.scores.rows() != w.rows() || t.scores.cols() != w.cols())
       value_error(format("%s: scores must have the shape of weights %s, got %s", function, w.shape_text().c_str(),
                          t.scores.shape_text().c_str()));

@@ -88,10 +88,10 @@ Twofold saliency(ScoreSource source) {
   source.criterion = Criterion::taylor;
   source = source.flattened();
   PerWorker<Summing<T>> scratch;
-  for_all_tiles(
-      source.rows(), source.cols(), scratch, [&](Summing<T>& s, std::int64_t row, std::int64_t col, std::int64_t n) {
-        s.add_lanes(score_tile(source, row, col, n, s), n);
-      });
+  for_all_tiles(source.rows(), source.cols(), scratch,
+                [&](Summing<T>& s, std::int64_t row, std::int64_t col, std::int64_t n) {
+                  s.add_lanes(score_tile(source, row, col, n, s), n);
+                });
   Twofold sum{};
   scratch.for_each([&](Summing<T>& s) { add(sum, s.take_lanes()); });
   return sum;
@@ -105,7 +105,9 @@ void radix_sort(std::vector<Entry>& entries) {
   constexpr int digit_bits = 11;
   std::vector<Entry> other(entries.size());
   for (int shift = 0; shift < static_cast<int>(sizeof(Entry::key) * 8); shift += digit_bits) {
-    const auto digit = [&](const Entry& e) { return static_cast<std::size_t>(e.key >> shift & ((1 << digit_bits) - 1)); };
+    const auto digit = [&](const Entry& e) {
+      return static_cast<std::size_t>(e.key >> shift & ((1 << digit_bits) - 1));
+    };
     std::vector<std::size_t> at(std::size_t{1} << digit_bits);
     for (const Entry& e : entries) ++at[digit(e)];
     if (std::find(at.begin(), at.end(), entries.size()) != at.end()) continue;
@@ -137,8 +139,8 @@ void score_by_order(const T* sizes, std::int64_t n, T* scores) {
   double sum = 0;
   for (const Entry& e : entries) {
     const T size = sizes[e.index];
-    const double relative = std::isinf(largest) ? (std::isinf(size) ? 1.0 : 0.0)
-                                                : static_cast<double>(size) / static_cast<double>(largest);
+    const double relative =
+        std::isinf(largest) ? (std::isinf(size) ? 1.0 : 0.0) : static_cast<double>(size) / static_cast<double>(largest);
     const double square = relative * relative;
     sum += square;
     scores[e.index] = static_cast<T>(square / sum);
@@ -182,9 +184,7 @@ void prepare_fpgm(ScoreSource& source) {
   const bool in_place = source.weights.rows_contiguous() && source.weights.dtype() == dtype_of<T>;
   std::vector<T> copy(in_place ? 0 : static_cast<std::size_t>(rows * cols));
   if (!in_place)
-    for_rows(rows, cols, [&](std::int64_t row) {
-      source.weights.load(row, 0, cols, copy.data() + row * cols);
-    });
+    for_rows(rows, cols, [&](std::int64_t row) { source.weights.load(row, 0, cols, copy.data() + row * cols); });
   const auto row_at = [&](std::int64_t row) {
     return in_place ? source.weights.direct<T>(row, 0) : copy.data() + row * cols;
   };

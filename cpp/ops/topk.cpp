@@ -316,8 +316,8 @@ class Engine {
     const Key center = bins.first(bin_at(rank));
     std::vector<std::int64_t> counts;
     for (const std::size_t c : head)
-      counts.push_back(kept_[c] + std::count_if(found_[c].begin(), found_[c].end(),
-                                                [&](const auto& x) { return x.key >= center; }));
+      counts.push_back(
+          kept_[c] + std::count_if(found_[c].begin(), found_[c].end(), [&](const auto& x) { return x.key >= center; }));
     const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
     if (ranks.low - above < open) bracket.low = bins.first(bin_at(ranks.low - above));
     if (ranks.high - above >= 0) bracket.high = bins.last(bin_at(ranks.high - above));
@@ -331,8 +331,9 @@ class Engine {
     return high;
   }
 
-  // Sets the bits of the best `rank` candidates, rank >= 1, all of which lie in [low, high]; -> the key of the last one.
-  // A histogram finds its bin; the candidates above are set at once, and only the members of that bin put in order.
+  // Sets the bits of the best `rank` candidates, rank >= 1, all of which lie in [low, high]; -> the key of the last
+  // one. A histogram finds its bin; the candidates above are set at once, and only the members of that bin put in
+  // order.
   Key keep_best(std::int64_t rank, Key low, Key high) {
     const KeyBins<Key> bins(low, high);
     const auto chunks = static_cast<std::int64_t>(chunks_.size());

@@ -115,7 +115,7 @@ def compensate(
         target, results[name] = output(None, tensor, w.shape, w.dtype, f)
         if not w.size:
             continue
-        with _blas_threads(cols):
+        with _blas_threads(cols), np.errstate(all="ignore"):
             job = _Exact(h) if method == "exact" else _Sweep(h, share, f, name)
             _in_chunks(job, w.reshape(rows, cols), bits, target.reshape(rows, cols), name)
     return results if isinstance(weights, Mapping) else results[""]
@@ -177,9 +177,8 @@ class _Exact:
         new = np.where(kept, w, 0.0)
         masked = new.astype(dtype)
         new[:, self.live] += self._changes(w[:, self.live] * self.norms, kept[:, self.live], bits) / self.norms
-        with np.errstate(all="ignore"):  # an overflow is infinite or NaN here, and never better
-            refit = new.astype(dtype)
-            better: Host = self._error(w, refit) < self._error(w, masked)
+        refit = new.astype(dtype)  # what overflows is infinite or NaN, and never better
+        better: Host = self._error(w, refit) < self._error(w, masked)
         return np.where(better[:, None], refit, masked)
 
     def _error(self, w: Host, v: Host) -> Host:
@@ -191,10 +190,8 @@ class _Exact:
         n_kept = np.count_nonzero(kept, axis=1).astype(np.float64)
         n_pruned = kept.shape[1] - n_kept
         few = 2 * n_pruned**3 < n_kept**3
-        worth = (n_kept[few] ** 3).sum() > 6 * float(
-            kept.shape[1]
-        ) ** 3  # else the inverse would cost more than it saves
-        inverse = self.inverse if worth else None
+        saved = (n_kept[few] ** 3).sum() / 6  # multiply-adds; the inverse takes in**3
+        inverse = self.inverse if saved > float(kept.shape[1]) ** 3 else None
         if inverse is None:
             few[:] = False
         pruned = np.where(kept, 0.0, w)
@@ -237,11 +234,10 @@ class _Sweep:
                 error /= u[j, j]
                 columns[j + 1 : stop] -= np.multiply.outer(u[j, j + 1 : stop], error)
             columns[stop:] -= u[start:stop, stop:].T @ errors
-        with np.errstate(over="ignore"):
-            return np.where(kept, columns.T, 0.0).astype(dtype)
+        return np.where(kept, columns.T, 0.0).astype(dtype)
 
 
-def inverse_diagonal(h: Host) -> Host:
+def inverse_diagonal(h: Host, *, function: str = "inverse_diagonal", argument: str = "h", name: str = "") -> Host:
     """float64 ``[in]``: the diagonal of the inverse of H, infinite for the inputs that are always 0 (``H_jj = 0``).
 
     Only the others, the live inputs, are inverted. Where their H is singular, or so nearly that the inverse would be
@@ -251,6 +247,7 @@ def inverse_diagonal(h: Host) -> Host:
     Parameters
     ----------
     h : float64 ``[in, in]``, symmetric and positive semidefinite; ``Stats("hessian").values``.
+    function, argument, name : what an error names: the public function, its argument, the tensor.
 
     Raises
     ------
@@ -263,10 +260,9 @@ def inverse_diagonal(h: Host) -> Host:
     >>> inverse_diagonal(np.array([[4.0, 0.0], [0.0, 0.0]])).tolist()
     [0.25, inf]
     """
-    f = "inverse_diagonal"
     if h.ndim != 2 or h.shape[0] != h.shape[1]:
-        raise ValueError(f"{f}: h must be a square matrix, got the shape {h.shape}")
-    _require_finite(h, f, "h", "")
+        raise ValueError(f"{function}: {argument} must be a square matrix, got the shape {h.shape}")
+    _require_finite(h, function, argument, name)
     result = np.full(len(h), np.inf)
     live = np.flatnonzero(h.diagonal() > 0)
     if not live.size:
@@ -279,7 +275,7 @@ def inverse_diagonal(h: Host) -> Host:
             np.einsum("ii->i", matrix)[:] += 0.01 * (norms**2).mean() / norms**2
             factor = _cholesky(matrix, 0.0)
         if factor is None:  # not semidefinite: no sum of products
-            raise ValueError(f"{f}: h must be positive semidefinite, got another matrix")
+            raise ValueError(f"{function}: {argument} must be positive semidefinite, got another matrix")
         result[live] = _inverse(factor).diagonal() / norms**2
     return result
 

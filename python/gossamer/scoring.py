@@ -109,7 +109,7 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
         values = stats._view
         if needs in ("movement", "grad2"):
             same_shape(values, w.shape, function, "stats", name)
-            return 0.5 * values if method == "fisher" else values
+            return np.asarray(0.5 * values) if method == "fisher" else values  # a scalar is no array to numpy
         if method == "obs":
             with np.errstate(divide="ignore"):
                 values = 0.5 / inverse_diagonal(values)

@@ -9,10 +9,9 @@ import os
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, empty, host, same_shape
+from gossamer._arrays import Array, Host, empty, host, is_float, same_shape
 
 _KINDS = ("norm", "grad2", "hessian", "movement")
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
 _SCRATCH = 1 << 22  # elements of x that are float64 at a time: 32 MiB
 
 
@@ -177,8 +176,8 @@ class Stats:
 
 def require_float(x: Host, function: str, argument: str) -> None:
     """Raises TypeError for a dtype that is none of the four."""
-    if x.dtype.name not in _FLOATS or not x.dtype.isnative:
-        raise TypeError(f"{function}: {argument} must be one of {', '.join(_FLOATS)}, got {x.dtype}")
+    if not is_float(x.dtype):
+        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
 @np.errstate(all="ignore")  # infinity times 0 is NaN here as in the other kinds

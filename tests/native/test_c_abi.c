@@ -139,9 +139,9 @@ static void test_descriptions(void) {
   FAILS(GOSSAMER_ERROR_VALUE, "dimensions, got 2147483647", gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.ndim = 2;
   bad.dtype = 7;
-  FAILS(GOSSAMER_ERROR_TYPE, "got dtype 7", gossamer_score("magnitude", &bad, NULL, 0, &to));
+  FAILS(GOSSAMER_ERROR_TYPE, "must have a gossamer_dtype, got 7", gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.dtype = -1;
-  FAILS(GOSSAMER_ERROR_TYPE, "got dtype -1", gossamer_score("magnitude", &bad, NULL, 0, &to));
+  FAILS(GOSSAMER_ERROR_TYPE, "must have a gossamer_dtype, got -1", gossamer_score("magnitude", &bad, NULL, 0, &to));
   bad.dtype = GOSSAMER_FLOAT64;
   bad.data = NULL;
   FAILS(GOSSAMER_ERROR_VALUE, "weights must have data", gossamer_score("magnitude", &bad, NULL, 0, &to));

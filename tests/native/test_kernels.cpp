@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every entry of every table that this CPU can run, in buffers of exactly the size that the entry may touch, for all
 // lengths up to 200: keys, masks, scores and statistics equal the baseline's bit for bit, sums are within rounding.
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <vector>
 
 #include "check.hpp"
 #include "core/cpu.hpp"
+#include "core/dtype.hpp"
 #include "random.hpp"
 
 using namespace gossamer;
@@ -76,25 +79,111 @@ bool close(T got, double exact, double magnitude) {
 
 }  // namespace
 
+template <class T>
+constexpr int storages = sizeof(T) == 4 ? static_cast<int>(Storage::count) : 1;
+
+// Weights rounded to what a storage can hold, in buffers of exactly their size.
+template <class T>
+struct StoredWeights {
+  Storage storage;
+  Heap<T> values;
+  Heap<Half> half;
+  Heap<BFloat> bfloat;
+
+  StoredWeights(const Heap<T>& w, Storage kind)
+      : storage(kind),
+        values(w.size()),
+        half(kind == Storage::half ? w.size() : 0),
+        bfloat(kind == Storage::bfloat ? w.size() : 0) {
+    for (std::int64_t i = 0; i < w.size(); ++i) {
+      values[i] = w[i];
+      if (kind == Storage::half) values[i] = convert<T>(half[i] = convert<Half>(w[i]));
+      if (kind == Storage::bfloat) values[i] = convert<T>(bfloat[i] = convert<BFloat>(w[i]));
+    }
+  }
+  TileInputs<T> inputs(Criterion criterion, const Heap<T>& a, const Heap<T>& b, T r) const {
+    const void* w = values.data();
+    if (storage == Storage::half) w = half.data();
+    if (storage == Storage::bfloat) w = bfloat.data();
+    return {criterion, storage, w, a.data(), b.data(), r};
+  }
+};
+
+template <class T>
+T expected_score(Criterion criterion, T w, T a, T b, T r) {
+  const T product = w * a, size = std::abs(w);
+  switch (criterion) {
+    case Criterion::identity: return w;
+    case Criterion::magnitude: return size;
+    case Criterion::product: return product;
+    case Criterion::taylor: return std::abs(product);
+    case Criterion::taylor2: return product * product;
+    case Criterion::wanda: return size * a;
+    case Criterion::square: return w * w * a;
+    case Criterion::ria: return (size / r + size / b) * a;
+    default: return std::abs(product) / r;
+  }
+}
+
+// All 65,536 values, against the definition of the formats.
+TEST(sixteen_bit_floats_widen_and_narrow) {
+  Heap<Half> halves(1 << 16);
+  Heap<BFloat> bfloats(1 << 16);
+  for (std::uint32_t i = 0; i < 1 << 16; ++i) {
+    halves[i].bits = bfloats[i].bits = static_cast<std::uint16_t>(i);
+    const int exponent = static_cast<int>(i >> 10 & 31), fraction = static_cast<int>(i & 1023);
+    const double size = exponent == 0    ? std::ldexp(fraction, -24)
+                        : exponent == 31 ? (fraction == 0 ? HUGE_VAL : std::nan(""))
+                                         : std::ldexp(1024 + fraction, exponent - 25);
+    const double wanted = (i & 0x8000) != 0 ? -size : size;
+    const float got = widen(halves[i]);
+    CHECK(static_cast<double>(got) == wanted || (got != got && wanted != wanted));
+    CHECK(std::signbit(got) == ((i & 0x8000) != 0));
+    CHECK(got != got || convert<Half>(got).bits == i);
+    CHECK(widen(bfloats[i]) != widen(bfloats[i]) || convert<BFloat>(widen(bfloats[i])).bits == i);
+    // Half way between two neighbours: to the even one; a hair above: up.
+    if (exponent < 30) {
+      const Half next{static_cast<std::uint16_t>(i + 1)};
+      const float middle = (got + widen(next)) / 2;
+      CHECK(convert<Half>(middle).bits == ((i & 1) == 0 ? i : i + 1));
+      CHECK(convert<Half>(std::nextafter(middle, widen(next))).bits == i + 1);
+      CHECK(convert<Half>(std::nextafter(middle, got)).bits == i);
+    }
+  }
+  CHECK(convert<Half>(65519.0f).bits == 0x7BFF && convert<Half>(65520.0f).bits == 0x7C00);
+  CHECK(convert<Half>(std::nanf("")).bits > 0x7C00 && convert<BFloat>(std::nanf("")).bits > 0x7F80);
+  CHECK(convert<BFloat>(std::numeric_limits<float>::max()).bits == 0x7F80);
+  for (const Isa& isa : isas()) {
+    if (!isa.supported) continue;
+    Heap<float> out(1 << 16);
+    isa.kernels->half.widen(halves.data(), out.data(), 1 << 16);
+    for (std::int64_t i = 0; i < 1 << 16; ++i)
+      CHECK(std::isnan(out[i]) ? std::isnan(widen(halves[i])) : out[i] == widen(halves[i]), "%s", isa.name);
+    isa.kernels->half.widen_bfloat(bfloats.data(), out.data(), (1 << 16) - 3);
+    for (std::int64_t i = 0; i < (1 << 16) - 3; ++i)
+      CHECK(std::isnan(out[i]) ? std::isnan(widen(bfloats[i])) : out[i] == widen(bfloats[i]), "%s", isa.name);
+  }
+}
+
 TEST(scores_are_the_same_everywhere) {
   for_all(1, [](auto zero, std::int64_t n, Random& random, Mix mix) {
     using T = decltype(zero);
-    const Heap<T> w = drawn<T>(random, n, mix), aux = drawn<T>(random, n, mix);
+    const Heap<T> w = drawn<T>(random, n, mix), a = drawn<T>(random, n, mix), b = drawn<T>(random, n, mix);
     for (int c = 0; c < static_cast<int>(Criterion::count); ++c)
-      same_everywhere<T>("score", n, [&](const TypedKernels<T>& table) {
-        Heap<T> out(n);
-        table.score[c](w.data(), aux.data(), out.data(), n);
-        for (std::int64_t i = 0; i < n; ++i) {
-          const T wanted = c == 0   ? aux[i]
-                           : c == 1 ? std::abs(w[i])
-                           : c == 2 ? std::abs(aux[i])
-                           : c == 3 ? std::abs(w[i] * aux[i])
-                                    : std::abs(w[i]) * aux[i];
-          CHECK(out[i] == wanted || (out[i] != out[i] && wanted != wanted));
-          if (out[i] != out[i]) out[i] = 0;  // the payload of a NaN is nobody's business
-        }
-        return out;
-      });
+      for (int storage = 0; storage < storages<T>; ++storage) {
+        const StoredWeights<T> stored(w, static_cast<Storage>(storage));
+        const TileInputs<T> in = stored.inputs(static_cast<Criterion>(c), a, b, T(3));
+        same_everywhere<T>("score", n, [&](const TypedKernels<T>& table) {
+          Heap<T> out(n);
+          table.score[c][storage](in, out.data(), n);
+          for (std::int64_t i = 0; i < n; ++i) {
+            const T wanted = expected_score(in.criterion, stored.values[i], a[i], b[i], T(3));
+            CHECK(out[i] == wanted || (out[i] != out[i] && wanted != wanted));
+            if (out[i] != out[i]) out[i] = 0;  // the payload of a NaN is nobody's business
+          }
+          return out;
+        });
+      }
     const std::uint64_t seed = random.bits(), first = random.bits() >> 30;
     same_everywhere<T>("score_random", n, [&](const TypedKernels<T>& table) {
       Heap<T> out(n);
@@ -238,12 +327,15 @@ TEST(marks_are_the_same_everywhere) {
 TEST(streams_are_the_same_everywhere) {
   for_all(10, [](auto zero, std::int64_t n, Random& random, Mix mix) {
     using T = decltype(zero);
-    const Heap<T> w = drawn<T>(random, n, mix), aux = drawn<T>(random, n, mix);
+    const Heap<T> w = drawn<T>(random, n, mix), a = drawn<T>(random, n, mix), b = drawn<T>(random, n, mix);
     const Heap<std::uint8_t> allowed = random_bits(random, n);
     const bool all = random.below(2) != 0, keep_nan = random.below(2) != 0;
     const auto c = static_cast<std::size_t>(random.below(static_cast<std::int64_t>(Criterion::count)));
+    const auto storage = static_cast<std::size_t>(random.below(storages<T>));
+    const StoredWeights<T> stored(w, static_cast<Storage>(storage));
+    const TileInputs<T> in = stored.inputs(static_cast<Criterion>(c), a, b, T(3));
     Heap<T> scores(n);
-    isas()[0].kernels->typed(zero).score[c](w.data(), aux.data(), scores.data(), n);
+    isas()[0].kernels->typed(zero).score[c][storage](in, scores.data(), n);
     const auto some = [&] {
       const T value = n == 0 || random.below(4) == 0 ? static_cast<T>(random.unit()) : scores[random.below(n)];
       return value == value ? value : T{0};
@@ -269,8 +361,8 @@ TEST(streams_are_the_same_everywhere) {
         const Heap<T> values(within);
         const Heap<std::uint32_t> places(within);  // exactly as many as there are
         StreamCounts counts{-1, -1};
-        CHECK(table.stream[c](w.data(), aux.data(), all ? nullptr : allowed.data(), n, high, low, keep_nan, bits.data(),
-                              values.data(), collect ? places.data() : nullptr, &counts) == above);
+        CHECK(table.stream[c][storage](in, all ? nullptr : allowed.data(), n, high, low, keep_nan, bits.data(),
+                                       values.data(), collect ? places.data() : nullptr, &counts) == above);
         CHECK(counts.open == within && counts.nan == nans);
         for (std::int64_t i = 0; i < 8 * bits.size(); ++i) CHECK(bit(bits, i) == (i < n && kept(i)));
         for (std::int64_t i = 0; collect && i < within; ++i) {
