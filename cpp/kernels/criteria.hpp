@@ -10,30 +10,35 @@ namespace gossamer {
 namespace {
 
 struct Identity {  // scores that are there already: movement, random, lamp, fpgm
+  static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V, V, V) {
     return w;
   }
 };
 struct Magnitude {  // magnitude; gradient, with the gradients as w
+  static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V, V, V) {
     return Abs(w);
   }
 };
 struct Product {  // grasp, synflow
+  static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
     return Mul(w, a);
   }
 };
 struct Taylor {
+  static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
     return Abs(Mul(w, a));
   }
 };
 struct Taylor2 {
+  static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
     const V product = Mul(w, a);
@@ -41,18 +46,21 @@ struct Taylor2 {
   }
 };
 struct Wanda {
+  static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V a, V, V) {
     return Mul(Abs(w), a);
   }
 };
 struct Square {  // fisher, a = E[g^2] / 2; obs, a = 1 / (2 [H^-1]_jj)
+  static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
     return Mul(Mul(w, w), a);
   }
 };
 struct Ria {  // a: powers of the input norms, b: column sums, r: row sum of |w|
+  static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V a, V b, V r) {
     const V size = Abs(w);
@@ -60,6 +68,7 @@ struct Ria {  // a: powers of the input norms, b: column sums, r: row sum of |w|
   }
 };
 struct Share {  // snip, r: the sum of all |w * g|
+  static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V r) {
     return Div(Abs(Mul(w, a)), r);

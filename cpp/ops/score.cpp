@@ -70,6 +70,15 @@ ScoreSource ScoreSource::row(std::int64_t row) const {
   return one;
 }
 
+void ScoreSource::prefetch(std::int64_t row, std::int64_t col) const {
+  const auto ask = [&](const Array& array) {
+    if (array.rows_contiguous())
+      __builtin_prefetch(array.data() + row * array.row_stride() + col * size_of(array.dtype()));
+  };
+  ask(weights);
+  if (method != nullptr && method->uses_aux() && !method->per_column()) ask(aux);
+}
+
 void check_source(const char* function, const char* name, const ScoreSource& source) {
   if (source.method == nullptr || !source.method->uses_aux()) return;
   const char* what = source.method->needs == Needs::grads ? "grads" : "stats";

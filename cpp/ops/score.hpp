@@ -52,6 +52,8 @@ struct ScoreSource {
   // As one long row where the layout allows it: longer tiles, the same flat order.
   ScoreSource flattened() const;
   ScoreSource row(std::int64_t row) const;
+  // Asks for the memory of an element.
+  void prefetch(std::int64_t row, std::int64_t col) const;
 };
 
 // Checks shapes and dtypes; `function` and `name` go into the messages.

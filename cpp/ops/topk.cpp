@@ -206,17 +206,16 @@ class Engine {
     if (!sample(static_cast<double>(count) / static_cast<double>(allowed()), first, crowded)) return false;
     if (first.low == first.high) return mark_ties(first.low, count);
     if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
-    std::vector<std::size_t> head, rest;
-    for (std::size_t c = 0; c < chunks_.size(); ++c) (chunks_.size() >= 64 && c % 32 == 16 ? head : rest).push_back(c);
     std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
     for (auto& part : found_) part.clear();
     kept_.assign(chunks_.size(), 0);
     Bracket<T> last = first;
-    if (!head.empty()) {
-      if (!stream(head, first, room)) return false;
-      if (!has_prior()) last = tighten(head, first, static_cast<double>(count) / static_cast<double>(size_));
+    std::vector<std::size_t> streamed;
+    for (const auto& stage : stages()) {
+      if (!streamed.empty()) last = tighten(streamed, last, static_cast<double>(count) / static_cast<double>(size_));
+      if (!stream(stage, last, room)) return false;
+      streamed.insert(streamed.end(), stage.begin(), stage.end());
     }
-    if (!stream(rest, last, room)) return false;
     std::int64_t open = 0, above = 0;
     for (std::size_t c = 0; c < chunks_.size(); ++c) {
       above += kept_[c];
@@ -224,13 +223,23 @@ class Engine {
     }
     const std::int64_t rank = count - above;
     if (rank < (needs_key_ ? 1 : 0) || rank > open) return false;
-    if (rank == 0 && highest_of(head) > last.high) return false;
+    if (rank == 0 && highest_candidate() > last.high) return false;
     if (rank > 0) {
-      const Key limit = keep_best(rank, std::min(first.low, last.low), std::max(first.high, last.high));
+      const Key limit = keep_best(rank, first.low, first.high);
       if (limit < last.low || limit > last.high) return false;
     }
     add_counts();
     return true;
+  }
+
+  // A 64th of the chunks, an 8th, the rest, each spread evenly: every stage narrows the bracket of the next. A prior
+  // breaks the rule that all chunks are alike.
+  std::vector<std::vector<std::size_t>> stages() const {
+    const bool one = chunks_.size() < 64 || has_prior();
+    std::vector<std::vector<std::size_t>> parts(one ? 1 : 3);
+    for (std::size_t c = 0; c < chunks_.size(); ++c)
+      parts[one ? 0 : c % 64 == 32 ? 0 : c % 8 == 4 ? 1 : 2].push_back(c);
+    return parts;
   }
 
   bool has_prior() const {
@@ -245,15 +254,21 @@ class Engine {
   // The bracket of the best `share` of the scores, from short runs at a fixed stride. `crowded`: so many scores equal
   // one of its ends that the k-th is probably one of them, and a list of candidates would be too long.
   bool sample(double share, Bracket<T>& bracket, bool& crowded) {
-    constexpr std::int64_t runs = 512;
+    constexpr std::int64_t runs = 256;
     const std::int64_t stride = size_ / runs;
     Drawn<Key> drawn;
-    for (std::int64_t i = 0; i < runs; ++i) {
-      const std::int64_t index = items_[0].base + i * stride + stride / 2;
-      const Item& item = item_at(index);
-      const std::int64_t at = index - item.base;
-      draw_run(item, at / item.cols(), at % item.cols(), nan_.rank, scratch_[0], drawn);
-    }
+    const auto for_runs = [&](auto&& f) {
+      for (std::int64_t i = 0; i < runs; ++i) {
+        const std::int64_t index = items_[0].base + i * stride + stride / 2;
+        const Item& item = item_at(index);
+        const std::int64_t at = index - item.base;
+        f(item, at / item.cols(), at % item.cols());
+      }
+    };
+    for_runs([](const Item& item, std::int64_t row, std::int64_t col) { item.source.prefetch(row, col); });
+    for_runs([&](const Item& item, std::int64_t row, std::int64_t col) {
+      draw_run(item, row, col, nan_.rank, scratch_[0], drawn);
+    });
     if (!draw_bracket(drawn, share, bracket)) return false;
     const auto tied = std::count_if(drawn.keys.begin(), drawn.keys.end(),
                                     [&](Key k) { return k == bracket.low || k == bracket.high; });
@@ -295,15 +310,19 @@ class Engine {
   }
 
   // The bracket again, from all scores of the chunks that have been streamed.
-  Bracket<T> tighten(const std::vector<std::size_t>& head, Bracket<T> bracket, double share) const {
+  Bracket<T> tighten(const std::vector<std::size_t>& streamed, Bracket<T> bracket, double share) const {
     const KeyBins<Key> bins(bracket.low, bracket.high);
     std::vector<std::int64_t> count(bins.count);
     std::int64_t above = 0, n = 0, open = 0;
-    for (const std::size_t c : head) {
+    for (const std::size_t c : streamed) {
       above += kept_[c];
       n += chunk_elements(chunks_[c]);
-      open += static_cast<std::int64_t>(found_[c].size());
-      for (const auto& candidate : found_[c]) ++count[bins.of(candidate.key)];
+      for (const auto& candidate : found_[c]) {  // those of earlier stages may lie outside
+        above += candidate.key > bracket.high;
+        if (candidate.key < bracket.low || candidate.key > bracket.high) continue;
+        ++count[bins.of(candidate.key)];
+        ++open;
+      }
     }
     const auto bin_at = [&](std::int64_t rank) {  // of the rank-th best candidate
       std::size_t bin = bins.count - 1;
@@ -315,7 +334,7 @@ class Engine {
     if (rank < 0 || rank >= open) return bracket;
     const Key center = bins.first(bin_at(rank));
     std::vector<std::int64_t> counts;
-    for (const std::size_t c : head)
+    for (const std::size_t c : streamed)
       counts.push_back(
           kept_[c] + std::count_if(found_[c].begin(), found_[c].end(), [&](const auto& x) { return x.key >= center; }));
     const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
@@ -324,10 +343,10 @@ class Engine {
     return bracket;
   }
 
-  Key highest_of(const std::vector<std::size_t>& which) const {
+  Key highest_candidate() const {
     Key high = std::numeric_limits<Key>::min();
-    for (const std::size_t c : which)
-      for (const auto& candidate : found_[c]) high = std::max(high, candidate.key);
+    for (const auto& part : found_)
+      for (const auto& candidate : part) high = std::max(high, candidate.key);
     return high;
   }
 
