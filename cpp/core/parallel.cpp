@@ -68,8 +68,11 @@ class Pool {
     workers_.store(workers, std::memory_order_relaxed);
     fn_ = fn;
     context_ = context;
-    count_ = n;
-    next_.store(0, std::memory_order_relaxed);
+    used_ranges_ = std::min(workers, max_ranges);
+    for (int r = 0; r < used_ranges_; ++r) {
+      ranges_[r].end = n * (r + 1) / used_ranges_;
+      ranges_[r].next.store(n * r / used_ranges_, std::memory_order_relaxed);
+    }
     const std::uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
     state_.store(generation << 32 | open_bit, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
@@ -104,8 +107,14 @@ class Pool {
     }
   }
 
+  // A worker goes through a range of its own, so that it walks through memory in one direction, and then helps with
+  // what the others have left.
   void work(int worker) {
-    for (std::int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) fn_(context_, i, worker);
+    for (int r = 0; r < used_ranges_; ++r) {
+      Range& range = ranges_[(worker + r) % used_ranges_];
+      for (std::int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
+        fn_(context_, i, worker);
+    }
   }
 
   void loop(int worker) {
@@ -144,9 +153,14 @@ class Pool {
 
   void (*fn_)(void*, std::int64_t, int) = nullptr;
   void* context_ = nullptr;
-  std::int64_t count_ = 0;
+  static constexpr int max_ranges = 64;
+  struct alignas(64) Range {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+  Range ranges_[max_ranges];
+  int used_ranges_ = 0;
   std::atomic<int> workers_{0};  // workers with a higher number stay out of the job
-  alignas(64) std::atomic<std::int64_t> next_{0};
   alignas(64) std::atomic<std::uint64_t> state_{0};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;

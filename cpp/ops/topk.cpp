@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <numeric>
 #include <type_traits>
 
 #include "core/parallel.hpp"
@@ -70,8 +69,6 @@ class Engine {
   }
 
   void keep_top(std::int64_t count) {
-    found_.resize(chunks_.size());
-    kept_.assign(chunks_.size(), 0);
     if (count == 0) return mark(highest, highest, 0);
     if (size_ <= small_size) return mark(highest, lowest, count);
     if (!one_pass(count)) two_passes(count);
@@ -86,7 +83,7 @@ class Engine {
 
   void keep_from(double threshold) {
     const T t = round_up(threshold);
-    kept_.assign(chunks_.size(), 0);
+    clear();
     if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
     const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t c, Scratch<T>& s) {
@@ -101,11 +98,10 @@ class Engine {
       keep_from(threshold);
       return 0;
     }
-    std::vector<std::int64_t> equal(chunks_.size());
-    kept_.assign(chunks_.size(), 0);
-    stream_equal(t, equal);
-    ties = std::min(ties, std::accumulate(equal.begin(), equal.end(), std::int64_t{0}));
-    fill_ties(key_of(t), equal, ties);
+    clear();
+    stream_equal(t);
+    ties = std::min(ties, sum(&Part::equal));
+    fill_ties(key_of(t), ties);
     add_counts();
     return ties;
   }
@@ -113,14 +109,14 @@ class Engine {
   Collected collect(double low, double high, T* values) {
     const T from = round_up(low), to = -round_up(-high);
     std::vector<std::vector<T>> inside(chunks_.size());
-    kept_.assign(chunks_.size(), 0);
+    clear();
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const auto c = static_cast<std::size_t>(i);
       for_chunk_stream(c, to, from, s, s.open, [&](std::uint32_t, const StreamCounts& counts) {
         inside[c].insert(inside[c].end(), s.values, s.values + counts.open);
       });
     });
-    Collected result{std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0}), 0, 0};
+    Collected result{sum(&Part::kept), 0, 0};
     for (const auto& part : inside) {
       std::copy(part.begin(), part.end(), values + result.inside);
       result.inside += static_cast<std::int64_t>(part.size());
@@ -138,6 +134,25 @@ class Engine {
 
   static Key signed_key(Unsigned u) {
     return static_cast<Key>(u ^ static_cast<Unsigned>(std::numeric_limits<Key>::min()));
+  }
+
+  // What a pass has found in a chunk. On cache lines of its own: two threads that count in one line take turns.
+  struct alignas(64) Part {
+    std::int64_t kept = 0, equal = 0;
+    std::vector<Candidate<Key>> found;  // in order
+  };
+
+  void clear() {
+    parts_.resize(chunks_.size());
+    for (Part& part : parts_) {
+      part.kept = part.equal = 0;
+      part.found.clear();
+    }
+  }
+  std::int64_t sum(std::int64_t Part::*count) const {
+    std::int64_t total = 0;
+    for (const Part& part : parts_) total += part.*count;
+    return total;
   }
 
   // f(chunk number, item, row, col, count, keys, scratch) for every tile
@@ -178,17 +193,16 @@ class Engine {
 
   // Keeps all keys above `top` and the best `rank` of those in [bottom, top].
   void mark(Key top, Key bottom, std::int64_t rank) {
-    kept_.assign(chunks_.size(), 0);
+    clear();
     const auto& table = kernels<T>();
-    for (auto& part : found_) part.clear();
     for_key_tiles(
         [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
           std::int64_t open = 0;
-          kept_[c] += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
+          parts_[c].kept += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
           if (rank == 0) return;
           const auto base = position(chunks_[c], row, col);
           for (std::int64_t i = 0; i < open; ++i)
-            if (s.open[i] < n) found_[c].push_back({s.keys[s.open[i]], base + s.open[i]});
+            if (s.open[i] < n) parts_[c].found.push_back({s.keys[s.open[i]], base + s.open[i]});
         });
     if (rank > 0) keep_best(rank, bottom, top);
     add_counts();
@@ -207,8 +221,7 @@ class Engine {
     if (first.low == first.high) return mark_ties(first.low, count);
     if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
     std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
-    for (auto& part : found_) part.clear();
-    kept_.assign(chunks_.size(), 0);
+    clear();
     Bracket<T> last = first;
     std::vector<std::size_t> streamed;
     for (const auto& stage : stages()) {
@@ -216,12 +229,9 @@ class Engine {
       if (!stream(stage, last, room)) return false;
       streamed.insert(streamed.end(), stage.begin(), stage.end());
     }
-    std::int64_t open = 0, above = 0;
-    for (std::size_t c = 0; c < chunks_.size(); ++c) {
-      above += kept_[c];
-      open += static_cast<std::int64_t>(found_[c].size());
-    }
-    const std::int64_t rank = count - above;
+    std::int64_t open = 0;
+    for (const Part& part : parts_) open += static_cast<std::int64_t>(part.found.size());
+    const std::int64_t rank = count - sum(&Part::kept);
     if (rank < (needs_key_ ? 1 : 0) || rank > open) return false;
     if (rank == 0 && highest_candidate() > last.high) return false;
     if (rank > 0) {
@@ -284,10 +294,10 @@ class Engine {
       if (room.load(std::memory_order_relaxed) < 0) return;
       std::int64_t open = 0;
       for_chunk_stream(c, high, low, s, s.open, [&](std::uint32_t base, const StreamCounts& counts) {
-        const std::size_t before = found_[c].size();
-        if (before == 0 && counts.open > 0) found_[c].reserve(static_cast<std::size_t>(counts.open) * 24);
-        found_[c].resize(before + static_cast<std::size_t>(counts.open));
-        Candidate<Key>* to = found_[c].data() + before;
+        const std::size_t before = parts_[c].found.size();
+        if (before == 0 && counts.open > 0) parts_[c].found.reserve(static_cast<std::size_t>(counts.open) * 24);
+        parts_[c].found.resize(before + static_cast<std::size_t>(counts.open));
+        Candidate<Key>* to = parts_[c].found.data() + before;
         kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
         for (std::int64_t j = 0; j < counts.open; ++j) to[j] = {s.keys[j], base + s.open[j]};
         open += counts.open;
@@ -297,14 +307,15 @@ class Engine {
     return room.load() >= 0;
   }
 
-  // Runs the stream kernel over a chunk, adds to kept_[c], notices NaN; f(position of the tile in the chunk, counts).
+  // Runs the stream kernel over a chunk, adds to parts_[c].kept, notices NaN; f(position of the tile in the chunk,
+  // counts).
   template <class F>
   void for_chunk_stream(std::size_t c, T high, T low, Scratch<T>& s, std::uint32_t* open, F&& f) {
     const Chunk& chunk = chunks_[c];
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
     for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
       StreamCounts counts{};
-      kept_[c] += stream_tile(item, row, col, n, high, low, nan_, s, open, counts);
+      parts_[c].kept += stream_tile(item, row, col, n, high, low, nan_, s, open, counts);
       f(position(chunk, row, col), counts);
     });
   }
@@ -315,9 +326,9 @@ class Engine {
     std::vector<std::int64_t> count(bins.count);
     std::int64_t above = 0, n = 0, open = 0;
     for (const std::size_t c : streamed) {
-      above += kept_[c];
+      above += parts_[c].kept;
       n += chunk_elements(chunks_[c]);
-      for (const auto& candidate : found_[c]) {  // those of earlier stages may lie outside
+      for (const auto& candidate : parts_[c].found) {  // those of earlier stages may lie outside
         above += candidate.key > bracket.high;
         if (candidate.key < bracket.low || candidate.key > bracket.high) continue;
         ++count[bins.of(candidate.key)];
@@ -335,8 +346,8 @@ class Engine {
     const Key center = bins.first(bin_at(rank));
     std::vector<std::int64_t> counts;
     for (const std::size_t c : streamed)
-      counts.push_back(
-          kept_[c] + std::count_if(found_[c].begin(), found_[c].end(), [&](const auto& x) { return x.key >= center; }));
+      counts.push_back(parts_[c].kept + std::count_if(parts_[c].found.begin(), parts_[c].found.end(),
+                                                      [&](const auto& x) { return x.key >= center; }));
     const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
     if (ranks.low - above < open) bracket.low = bins.first(bin_at(ranks.low - above));
     if (ranks.high - above >= 0) bracket.high = bins.last(bin_at(ranks.high - above));
@@ -345,8 +356,8 @@ class Engine {
 
   Key highest_candidate() const {
     Key high = std::numeric_limits<Key>::min();
-    for (const auto& part : found_)
-      for (const auto& candidate : part) high = std::max(high, candidate.key);
+    for (const Part& part : parts_)
+      for (const auto& candidate : part.found) high = std::max(high, candidate.key);
     return high;
   }
 
@@ -361,7 +372,7 @@ class Engine {
     };
     PerWorker<Counts> counts;
     parallel_for(chunks, counts, [&](std::int64_t c, Counts& mine) {
-      for (const auto& candidate : found_[static_cast<std::size_t>(c)]) ++mine.of[bins.of(candidate.key)];
+      for (const auto& candidate : parts_[static_cast<std::size_t>(c)].found) ++mine.of[bins.of(candidate.key)];
     });
     std::vector<std::int64_t> total(bins.count);
     counts.for_each([&](Counts& mine) {
@@ -374,7 +385,7 @@ class Engine {
     std::vector<std::vector<Candidate<Key>>> members(chunks_.size());
     parallel_for(chunks, [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
-      for (const auto& candidate : found_[c]) {
+      for (const auto& candidate : parts_[c].found) {
         const std::size_t own = bins.of(candidate.key);
         if (own > bin) set(c, candidate.at);
         if (own == bin) members[c].push_back(candidate);
@@ -398,7 +409,7 @@ class Engine {
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
     const std::int64_t width = chunk.col_end - chunk.col_begin;
     set_bit(item.mask + (chunk.row_begin + at / width) * row_bytes(item.cols()), chunk.col_begin + at % width);
-    ++kept_[c];
+    ++parts_[c].kept;
   }
 
   static std::uint32_t position(const Chunk& chunk, std::int64_t row, std::int64_t col) {
@@ -426,7 +437,7 @@ class Engine {
         rank -= static_cast<std::int64_t>(bins[bin]);
       if (static_cast<std::uint64_t>(rank) > bins[bin]) throw_changed();
       prefix = static_cast<Unsigned>(prefix << 16 | static_cast<Unsigned>(bin));
-      kept_.assign(chunks_.size(), 0);
+      clear();
       if (shift == 0) {
         if (!mark_ties(signed_key(prefix), count)) throw_changed();
         return;
@@ -441,33 +452,31 @@ class Engine {
   // Keeps all keys above `key` and the first of those equal to it; false unless the k-th key is this one.
   bool mark_ties(Key key, std::int64_t count) {
     if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) return mark_tied_nan(key, count);
-    std::vector<std::int64_t> equal(chunks_.size());
-    kept_.assign(chunks_.size(), 0);
+    clear();
     last_key_ = key;
-    stream_equal(score_of<T>(key), equal);
-    std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
-    if (rank < (needs_key_ ? 1 : 0) || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0}))
-      return false;
-    fill_ties(key, equal, rank);
+    stream_equal(score_of<T>(key));
+    std::int64_t rank = count - sum(&Part::kept);
+    if (rank < (needs_key_ ? 1 : 0) || rank > sum(&Part::equal)) return false;
+    fill_ties(key, rank);
     add_counts();
     return true;
   }
 
   // Keeps all scores above this one, counts those equal to it.
-  void stream_equal(T score, std::vector<std::int64_t>& equal) {
+  void stream_equal(T score) {
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const auto c = static_cast<std::size_t>(i);
       for_chunk_stream(c, score, score, s, nullptr,
-                       [&](std::uint32_t, const StreamCounts& counts) { equal[c] += counts.open; });
+                       [&](std::uint32_t, const StreamCounts& counts) { parts_[c].equal += counts.open; });
     });
   }
 
-  // Sets the bits of the first `rank` keys equal to `key`; `equal` counts them by chunk.
-  void fill_ties(Key key, const std::vector<std::int64_t>& equal, std::int64_t rank) {
+  // Sets the bits of the first `rank` keys equal to `key`, which have been counted.
+  void fill_ties(Key key, std::int64_t rank) {
     std::vector<std::size_t> which;
     std::vector<std::int64_t> quota(chunks_.size());
     for (std::size_t c = 0; c < chunks_.size() && rank > 0; ++c) {
-      quota[c] = std::min(equal[c], rank);
+      quota[c] = std::min(parts_[c].equal, rank);
       rank -= quota[c];
       if (quota[c] > 0) which.push_back(c);
     }
@@ -475,35 +484,33 @@ class Engine {
       const std::size_t c = which[static_cast<std::size_t>(i)];
       const Chunk& chunk = chunks_[c];
       const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-      kept_[c] = 0;
+      parts_[c].kept = 0;
       for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
         keys_of(item, row, col, n, nan_, s, s.keys);
-        kept_[c] += kernels<T>().mark_ties(s.keys, n, key, &quota[c], item.mask + item.byte(row, col));
+        parts_[c].kept += kernels<T>().mark_ties(s.keys, n, key, &quota[c], item.mask + item.byte(row, col));
       });
     });
   }
 
   // The k-th key is a NaN's: counted by keys, which the stream kernel does not make.
   bool mark_tied_nan(Key key, std::int64_t count) {
-    std::vector<std::int64_t> equal(chunks_.size());
-    for (auto& part : found_) part.clear();
-    kept_.assign(chunks_.size(), 0);
+    clear();
     for_key_tiles(
         [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
           std::int64_t open = 0;
-          kept_[c] += kernels<T>().mark(s.keys, n, key, key, item.mask + item.byte(row, col), s.open, &open);
-          equal[c] += open;
+          parts_[c].kept += kernels<T>().mark(s.keys, n, key, key, item.mask + item.byte(row, col), s.open, &open);
+          parts_[c].equal += open;
         });
-    const std::int64_t rank = count - std::accumulate(kept_.begin(), kept_.end(), std::int64_t{0});
-    if (rank < 0 || rank > std::accumulate(equal.begin(), equal.end(), std::int64_t{0})) throw_changed();
-    fill_ties(key, equal, rank);
+    const std::int64_t rank = count - sum(&Part::kept);
+    if (rank < 0 || rank > sum(&Part::equal)) throw_changed();
+    fill_ties(key, rank);
     add_counts();
     return true;
   }
 
   void add_counts() {
     for (std::size_t c = 0; c < chunks_.size(); ++c)
-      items_[static_cast<std::size_t>(chunks_[c].tensor)].nnz += kept_[c];
+      items_[static_cast<std::size_t>(chunks_[c].tensor)].nnz += parts_[c].kept;
   }
 
   std::vector<Item>& items_;
@@ -513,8 +520,7 @@ class Engine {
   PerWorker<Scratch<T>> scratch_;
   Key last_key_ = 0;  // of the last one kept
   bool needs_key_ = false;
-  std::vector<std::int64_t> kept_;                  // by chunk
-  std::vector<std::vector<Candidate<Key>>> found_;  // by chunk, in order
+  std::vector<Part> parts_;  // by chunk
 };
 
 // Keys of float64 if any of the tensors that compete is float64: widening keeps the order of float32 scores.
