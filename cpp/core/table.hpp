@@ -35,7 +35,7 @@ struct Twofold {
 };
 
 // A tile to score: w as it is stored, what goes with it element by element (a) and column by column (b), and a number
-// of the row. All pointers are valid, also where the criterion does not read them.
+// of the row. What the criterion does not read may be null.
 template <class T>
 struct TileInputs {
   Criterion criterion;

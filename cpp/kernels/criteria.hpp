@@ -10,6 +10,7 @@ namespace gossamer {
 namespace {
 
 struct Identity {  // scores that are there already: movement, random, lamp, fpgm
+  static constexpr int inputs = 1;
   static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V, V, V) {
@@ -17,6 +18,7 @@ struct Identity {  // scores that are there already: movement, random, lamp, fpg
   }
 };
 struct Magnitude {  // magnitude; gradient, with the gradients as w
+  static constexpr int inputs = 1;
   static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V, V, V) {
@@ -24,6 +26,7 @@ struct Magnitude {  // magnitude; gradient, with the gradients as w
   }
 };
 struct Product {  // grasp, synflow
+  static constexpr int inputs = 2;
   static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
@@ -31,6 +34,7 @@ struct Product {  // grasp, synflow
   }
 };
 struct Taylor {
+  static constexpr int inputs = 2;
   static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
@@ -38,6 +42,7 @@ struct Taylor {
   }
 };
 struct Taylor2 {
+  static constexpr int inputs = 2;
   static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
@@ -46,6 +51,7 @@ struct Taylor2 {
   }
 };
 struct Wanda {
+  static constexpr int inputs = 2;
   static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V a, V, V) {
@@ -53,6 +59,7 @@ struct Wanda {
   }
 };
 struct Square {  // fisher, a = E[g^2] / 2; obs, a = 1 / (2 [H^-1]_jj)
+  static constexpr int inputs = 2;
   static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V) {
@@ -60,6 +67,7 @@ struct Square {  // fisher, a = E[g^2] / 2; obs, a = 1 / (2 [H^-1]_jj)
   }
 };
 struct Ria {  // a: powers of the input norms, b: column sums, r: row sum of |w|
+  static constexpr int inputs = 3;
   static constexpr bool pairs = false;
   template <class V>
   static V apply(V w, V a, V b, V r) {
@@ -68,6 +76,7 @@ struct Ria {  // a: powers of the input norms, b: column sums, r: row sum of |w|
   }
 };
 struct Share {  // snip, r: the sum of all |w * g|
+  static constexpr int inputs = 2;
   static constexpr bool pairs = true;
   template <class V>
   static V apply(V w, V a, V, V r) {

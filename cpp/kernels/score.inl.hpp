@@ -3,22 +3,32 @@
 namespace gossamer {
 namespace {
 
+// Inputs that a criterion does not read may be null.
+template <class V, bool read>
+inline V load_input(const typename V::Scalar* x, std::int64_t i) {
+  if constexpr (read)
+    return Load<V>(x + i);
+  else
+    return Set<V>(0);
+}
+
 // W: how the weights are stored, T or, for float, Half or BFloat.
 template <class C, class T, class W>
 void score(const TileInputs<T>& in, T* out, std::int64_t n) {
   using V = typename Simd<T>::V;
+  constexpr bool reads_a = C::inputs > 1, reads_b = C::inputs > 2;
   const W* w = static_cast<const W*>(in.w);
   const V r = Set<V>(in.r);
   std::int64_t i = 0;
   for (; i + V::lanes <= n; i += V::lanes)
-    Store(C::apply(LoadAs<V>(w + i), Load<V>(in.a + i), Load<V>(in.b + i), r), out + i);
+    Store(C::apply(LoadAs<V>(w + i), load_input<V, reads_a>(in.a, i), load_input<V, reads_b>(in.b, i), r), out + i);
   if (i == n) return;
   W tail_w[V::lanes] = {};
   T tail_a[V::lanes] = {}, tail_b[V::lanes] = {}, tail_out[V::lanes];
   for (std::int64_t j = i; j < n; ++j) {
     tail_w[j - i] = w[j];
-    tail_a[j - i] = in.a[j];
-    tail_b[j - i] = in.b[j];
+    if constexpr (reads_a) tail_a[j - i] = in.a[j];
+    if constexpr (reads_b) tail_b[j - i] = in.b[j];
   }
   Store(C::apply(LoadAs<V>(tail_w), Load<V>(tail_a), Load<V>(tail_b), r), tail_out);
   for (std::int64_t j = i; j < n; ++j) out[j] = tail_out[j - i];

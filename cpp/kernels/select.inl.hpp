@@ -106,6 +106,7 @@ template <class C, class T, class W>
 std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::int64_t n, T high, T low, bool keep_nan,
                     std::uint8_t* bits, T* values, std::uint32_t* open, StreamCounts* counts) {
   using V = typename Simd<T>::V;
+  constexpr bool reads_a = C::inputs > 1, reads_b = C::inputs > 2;
   const W* w = static_cast<const W*>(in.w);
   const V r = Set<V>(in.r);
   const V above = Set<V>(high), below = Set<V>(low);
@@ -114,13 +115,13 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
   alignas(64) W tail_w[64];
   for (std::int64_t i = 0; i < n; i += 64) {
     const W* gw = w + i;
-    const T *ga = in.a + i, *gb = in.b + i;
+    const T *ga = reads_a ? in.a + i : nullptr, *gb = reads_b ? in.b + i : nullptr;
     std::uint64_t valid = ~std::uint64_t{0};
     if (n - i < 64) {
       for (std::int64_t j = 0; j < 64; ++j) {
         tail_w[j] = i + j < n ? gw[j] : W{};
-        tail_a[j] = i + j < n ? ga[j] : T{0};
-        tail_b[j] = i + j < n ? gb[j] : T{0};
+        if constexpr (reads_a) tail_a[j] = i + j < n ? ga[j] : T{0};
+        if constexpr (reads_b) tail_b[j] = i + j < n ? gb[j] : T{0};
       }
       gw = tail_w;
       ga = tail_a;
@@ -132,7 +133,7 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
     std::uint64_t sure = 0, lower = 0;
     GOSSAMER_UNROLL
     for (int j = 0; j < 64; j += V::lanes) {
-      const V score = C::apply(LoadAs<V>(gw + j), Load<V>(ga + j), Load<V>(gb + j), r);
+      const V score = C::apply(LoadAs<V>(gw + j), load_input<V, reads_a>(ga, j), load_input<V, reads_b>(gb, j), r);
       Store(score, group + j);
       sure |= std::uint64_t{Greater(score, above)} << j;
       lower |= std::uint64_t{Less(score, below)} << j;

@@ -70,6 +70,17 @@ ScoreSource ScoreSource::row(std::int64_t row) const {
   return one;
 }
 
+bool ScoreSource::in_place(DType computed) const {
+  const auto readable = [&](const Array& array, bool widened) {
+    return array.rows_contiguous() &&
+           (array.dtype() == computed || (widened && computed == DType::float32 && is_16_bit(array.dtype())));
+  };
+  if (method == nullptr) return readable(weights, true);
+  if (method->needs == Needs::seed || (numbers != nullptr && criterion == Criterion::identity)) return false;
+  if (method->scores_aux) return readable(aux, true);
+  return readable(weights, true) && (!method->uses_aux() || readable(aux, false));
+}
+
 void ScoreSource::prefetch(std::int64_t row, std::int64_t col) const {
   const auto ask = [&](const Array& array) {
     if (array.rows_contiguous())

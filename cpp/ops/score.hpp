@@ -52,6 +52,8 @@ struct ScoreSource {
   // As one long row where the layout allows it: longer tiles, the same flat order.
   ScoreSource flattened() const;
   ScoreSource row(std::int64_t row) const;
+  // Kernels read the arrays where they are: tile_inputs() needs no scratch and takes runs of any length.
+  bool in_place(DType computed) const;
   // Asks for the memory of an element.
   void prefetch(std::int64_t row, std::int64_t col) const;
 };
@@ -67,16 +69,17 @@ template <class T>
 struct ScoreScratch {
   alignas(64) T weights[tile_size];
   alignas(64) T a[tile_size];
-  alignas(64) T b[tile_size] = {};  // also where a kernel may point that reads nothing
+  alignas(64) T b[tile_size];
   alignas(64) T scores[tile_size];
 };
 
-// count <= tile_size elements, contiguous; in place where they lie so already, 16-bit floats as they are.
+// Contiguous elements; in place where they lie so already, 16-bit floats as they are. count <= tile_size unless the
+// source is in_place().
 template <class T>
 TileInputs<T> tile_inputs(const ScoreSource& source, std::int64_t row, std::int64_t col, std::int64_t count,
                           ScoreScratch<T>& scratch) {
   const Method* method = source.method;
-  TileInputs<T> in{source.criterion, Storage::native, nullptr, scratch.b, scratch.b, T{1}};
+  TileInputs<T> in{source.criterion, Storage::native, nullptr, nullptr, nullptr, T{1}};
   if (method != nullptr && method->needs == Needs::seed) {
     kernels<T>().score_random(source.seed, static_cast<std::uint64_t>(source.first_index + row * source.cols() + col),
                               scratch.weights, count);

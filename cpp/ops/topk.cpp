@@ -86,9 +86,8 @@ class Engine {
     clear();
     if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
     const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
-    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t c, Scratch<T>& s) {
-      for_chunk_stream(static_cast<std::size_t>(c), below, t, s, nullptr, [](std::uint32_t, const StreamCounts&) {});
-    });
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_,
+                 [&](std::int64_t c, Scratch<T>& s) { stream_chunk(static_cast<std::size_t>(c), below, t, s, false); });
     add_counts();
   }
 
@@ -112,9 +111,8 @@ class Engine {
     clear();
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const auto c = static_cast<std::size_t>(i);
-      for_chunk_stream(c, to, from, s, s.open, [&](std::uint32_t, const StreamCounts& counts) {
-        inside[c].insert(inside[c].end(), s.values, s.values + counts.open);
-      });
+      const std::int64_t open = stream_chunk(c, to, from, s, true);
+      inside[c].assign(s.chunk_values.get(), s.chunk_values.get() + open);
     });
     Collected result{sum(&Part::kept), 0, 0};
     for (const auto& part : inside) {
@@ -292,32 +290,41 @@ class Engine {
     parallel_for(static_cast<std::int64_t>(which.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const std::size_t c = which[static_cast<std::size_t>(i)];
       if (room.load(std::memory_order_relaxed) < 0) return;
-      std::int64_t open = 0;
-      for_chunk_stream(c, high, low, s, s.open, [&](std::uint32_t base, const StreamCounts& counts) {
-        const std::size_t before = parts_[c].found.size();
-        if (before == 0 && counts.open > 0) parts_[c].found.reserve(static_cast<std::size_t>(counts.open) * 24);
-        parts_[c].found.resize(before + static_cast<std::size_t>(counts.open));
-        Candidate<Key>* to = parts_[c].found.data() + before;
-        kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
-        for (std::int64_t j = 0; j < counts.open; ++j) to[j] = {s.keys[j], base + s.open[j]};
-        open += counts.open;
-      });
+      const std::int64_t open = stream_chunk(c, high, low, s, true);
+      auto& found = parts_[c].found;
+      found.resize(static_cast<std::size_t>(open));
+      for (std::int64_t first = 0; first < open; first += tile_size) {
+        const std::int64_t n = std::min(tile_size, open - first);
+        kernels<T>().keys(s.chunk_values.get() + first, n, nan_.rank, s.keys);
+        for (std::int64_t j = 0; j < n; ++j)
+          found[static_cast<std::size_t>(first + j)] = {s.keys[j], s.chunk_open[static_cast<std::size_t>(first + j)]};
+      }
       room.fetch_sub(open, std::memory_order_relaxed);
     });
     return room.load() >= 0;
   }
 
-  // Runs the stream kernel over a chunk, adds to parts_[c].kept, notices NaN; f(position of the tile in the chunk,
-  // counts).
-  template <class F>
-  void for_chunk_stream(std::size_t c, T high, T low, Scratch<T>& s, std::uint32_t* open, F&& f) {
+  // Runs the stream kernel over a chunk, adds to its part's kept, notices NaN; -> how many scores are open. With
+  // `collect` they are in s.chunk_values, and their positions in the chunk in s.chunk_open.
+  std::int64_t stream_chunk(std::size_t c, T high, T low, Scratch<T>& s, bool collect) {
     const Chunk& chunk = chunks_[c];
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-    for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-      StreamCounts counts{};
-      parts_[c].kept += stream_tile(item, row, col, n, high, low, nan_, s, open, counts);
-      f(position(chunk, row, col), counts);
-    });
+    if (s.chunk_open == nullptr) {
+      s.chunk_values = std::make_unique_for_overwrite<T[]>(chunk_size);
+      s.chunk_open = std::make_unique_for_overwrite<std::uint32_t[]>(chunk_size);
+    }
+    std::int64_t open = 0, kept = 0;
+    for_tiles(chunk, item.source.in_place(dtype_of<T>) ? chunk_size : tile_size,
+              [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+                StreamCounts counts{};
+                std::uint32_t* places = collect ? s.chunk_open.get() + open : nullptr;
+                kept += stream_tile(item, row, col, n, high, low, nan_, s, s.chunk_values.get() + open, places, counts);
+                if (const std::uint32_t base = position(chunk, row, col); collect && base > 0)
+                  for (std::int64_t j = 0; j < counts.open; ++j) places[j] += base;
+                open += counts.open;
+              });
+    parts_[c].kept += kept;
+    return open;
   }
 
   // The bracket again, from all scores of the chunks that have been streamed.
@@ -407,8 +414,9 @@ class Engine {
   void set(std::size_t c, std::uint32_t at) {
     const Chunk& chunk = chunks_[c];
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-    const std::int64_t width = chunk.col_end - chunk.col_begin;
-    set_bit(item.mask + (chunk.row_begin + at / width) * row_bytes(item.cols()), chunk.col_begin + at % width);
+    const auto width = static_cast<std::uint32_t>(chunk.col_end - chunk.col_begin);
+    const std::uint32_t row = at < width ? 0 : at / width;  // most chunks are one row
+    set_bit(item.mask + (chunk.row_begin + row) * row_bytes(item.cols()), chunk.col_begin + at - row * width);
     ++parts_[c].kept;
   }
 
@@ -466,8 +474,7 @@ class Engine {
   void stream_equal(T score) {
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
       const auto c = static_cast<std::size_t>(i);
-      for_chunk_stream(c, score, score, s, nullptr,
-                       [&](std::uint32_t, const StreamCounts& counts) { parts_[c].equal += counts.open; });
+      parts_[c].equal += stream_chunk(c, score, score, s, false);
     });
   }
 

@@ -68,8 +68,8 @@ class Rows {
     std::int64_t kept = 0;
     for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
       StreamCounts counts{};
-      kept += stream_tile<T>(item_, row, col, std::min(tile_size, item_.cols() - col), s.high, s.low, nan_, s, s.open,
-                             counts);
+      kept += stream_tile<T>(item_, row, col, std::min(tile_size, item_.cols() - col), s.high, s.low, nan_, s, s.values,
+                             s.open, counts);
       kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
       for (std::int64_t j = 0; j < counts.open; ++j)
         s.found.push_back({s.keys[j], static_cast<std::uint32_t>(col + s.open[j])});

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "ops/topk.hpp"
@@ -19,6 +20,8 @@ struct Scratch : ScoreScratch<T> {
   alignas(64) Key keys[tile_size + 64];
   T values[tile_size];
   std::uint32_t open[tile_size];
+  std::unique_ptr<T[]> chunk_values;  // as many as a chunk has elements, where an engine streams whole chunks
+  std::unique_ptr<std::uint32_t[]> chunk_open;
   ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
 };
 
@@ -52,7 +55,7 @@ TileInputs<T> inputs_of(const Item& item, std::int64_t row, std::int64_t col, st
     if (item.source.dtype() == DType::float32) {
       const float* narrow = score_tile(item.source, row, col, n, s.narrow);
       std::copy(narrow, narrow + n, s.a);
-      return {Criterion::identity, Storage::native, s.a, s.b, s.b, T{1}};
+      return {Criterion::identity, Storage::native, s.a, nullptr, nullptr, T{1}};
     }
   }
   return tile_inputs(item.source, row, col, n, s);
@@ -73,16 +76,16 @@ void keys_of(const Item& item, std::int64_t row, std::int64_t col, std::int64_t 
   if (item.prior != nullptr) table.exclude(item.prior + item.byte(row, col), n, out);
 }
 
-// Runs the stream kernel over a tile: sets the mask's bits above `high`, puts the open scores into s.values and their
+// Runs the stream kernel over a tile: sets the mask's bits above `high`, puts the open scores into `values` and their
 // positions into `open` (null: only counts them), notices NaN; -> how many bits were set.
 template <class T>
 std::int64_t stream_tile(const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, T high, T low,
-                         NanRule nan, Scratch<T>& s, std::uint32_t* open, StreamCounts& counts) {
+                         NanRule nan, Scratch<T>& s, T* values, std::uint32_t* open, StreamCounts& counts) {
   const TileInputs<T> in = inputs_of(item, row, col, n, s);
   const std::int64_t byte = item.byte(row, col);
   const std::int64_t kept = kernels<T>().stream[static_cast<int>(in.criterion)][static_cast<int>(in.storage)](
       in, item.prior != nullptr ? item.prior + byte : nullptr, n, high, low, nan.rank == NanRank::high,
-      item.mask + byte, s.values, open, &counts);
+      item.mask + byte, values, open, &counts);
   if (counts.nan > 0) nan.seen.store(true, std::memory_order_relaxed);
   return kept;
 }
