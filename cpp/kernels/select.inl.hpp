@@ -99,9 +99,10 @@ inline void prefetch_group(const X* x) {
 }
 
 // The one-pass kernel: scores in registers, a bit for every score above `high`; the scores in [low, high] are open:
-// counted, and unless `open` is null their positions and values written there. NaN is counted apart and kept or not as
-// `keep_nan` says. Positions that `allowed` (null: all) leaves out get no bit and are not open, but their NaN counts.
-// The inputs are read in whole groups of 64; the last, partial one is copied first.
+// counted, and unless `open` is null their positions and values written there, with room for two more than there are.
+// NaN is counted apart and kept or not as `keep_nan` says. Positions that `allowed` (null: all) leaves out get no bit
+// and are not open, but their NaN counts. The inputs are read in whole groups of 64; the last, partial one is copied
+// first.
 template <class C, class T, class W>
 std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::int64_t n, T high, T low, bool keep_nan,
                     std::uint8_t* bits, T* values, std::uint32_t* open, StreamCounts* counts) {
@@ -157,20 +158,48 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
       found += __builtin_popcountll(maybe & ~nan);
       if (keep_nan) sure |= nan;
     } else {
-      for (; maybe != 0; maybe &= maybe - 1) {
-        const int j = __builtin_ctzll(maybe);
-        const T value = group[j];
-        if (__builtin_expect(value != value, 0)) {
-          ++nans;
-          if (keep_nan) sure |= std::uint64_t{1} << j;
-          continue;
+      // Two are always written and then counted or not: with a loop alone, every open score cost two mispredictions.
+      constexpr std::uint64_t last = std::uint64_t{1} << 63;
+      std::uint64_t others = maybe & (maybe - 1);
+      const int first = __builtin_ctzll(maybe | last), second = __builtin_ctzll(others | last);
+      values[found] = group[first];
+      open[found] = static_cast<std::uint32_t>(i + first);
+      values[found + 1] = group[second];
+      open[found + 1] = static_cast<std::uint32_t>(i + second);
+      const int count = __builtin_popcountll(maybe);
+      if (__builtin_expect(count > 2, 0)) {
+        std::int64_t at = found + 2;
+        for (others &= others - 1; others != 0; others &= others - 1) {
+          const int j = __builtin_ctzll(others);
+          values[at] = group[j];
+          open[at++] = static_cast<std::uint32_t>(i + j);
         }
-        values[found] = value;
-        open[found++] = static_cast<std::uint32_t>(i + j);
       }
+      found += count;
     }
     store_bits(sure, n - i, bits + i / 8);
     kept += __builtin_popcountll(sure);
+  }
+  if (open != nullptr) {  // NaN is neither above nor below: take it out
+    bool any = false;
+    for (std::int64_t k = 0; k < found; ++k) any |= values[k] != values[k];
+    if (any) {
+      const std::int64_t all = found;
+      found = 0;
+      for (std::int64_t k = 0; k < all; ++k) {
+        const T value = values[k];
+        const std::uint32_t at = open[k];
+        if (value != value) {
+          ++nans;
+          if (!keep_nan) continue;
+          bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | 1 << (at % 8));
+          ++kept;
+        } else {
+          values[found] = value;
+          open[found++] = at;
+        }
+      }
+    }
   }
   counts->open = found;
   counts->nan = nans;

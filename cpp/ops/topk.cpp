@@ -9,7 +9,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
+#include <span>
 #include <type_traits>
+#include <utility>
 
 #include "core/parallel.hpp"
 #include "ops/topk_tiles.hpp"
@@ -135,17 +138,26 @@ class Engine {
   }
 
   // What a pass has found in a chunk. On cache lines of its own: two threads that count in one line take turns.
+  // The candidates lie in one list a worker: a list a chunk would cost two threads as much in malloc as the stream
+  // itself.
   struct alignas(64) Part {
     std::int64_t kept = 0, equal = 0;
-    std::vector<Candidate<Key>> found;  // in order
+    const std::vector<Candidate<Key>>* list = nullptr;
+    std::size_t begin = 0, count = 0;
+    std::span<const Candidate<Key>> found() const {  // in order
+      return count == 0 ? std::span<const Candidate<Key>>{}
+                        : std::span<const Candidate<Key>>{list->data() + begin, count};
+    }
   };
 
+  // Candidates by the bin of their key, as one worker counts them.
+  struct Counts {
+    std::vector<std::uint32_t> of = std::vector<std::uint32_t>(KeyBins<Key>::count);
+  };
   void clear() {
     parts_.resize(chunks_.size());
-    for (Part& part : parts_) {
-      part.kept = part.equal = 0;
-      part.found.clear();
-    }
+    std::fill(parts_.begin(), parts_.end(), Part{});
+    scratch_.for_each([](Scratch<T>& s) { s.found.clear(); });
   }
   std::int64_t sum(std::int64_t Part::*count) const {
     std::int64_t total = 0;
@@ -199,10 +211,20 @@ class Engine {
           parts_[c].kept += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
           if (rank == 0) return;
           const auto base = position(chunks_[c], row, col);
+          Part& part = parts_[c];
+          if (part.list == nullptr) part.list = &s.found, part.begin = s.found.size();
           for (std::int64_t i = 0; i < open; ++i)
-            if (s.open[i] < n) parts_[c].found.push_back({s.keys[s.open[i]], base + s.open[i]});
+            if (s.open[i] < n) s.found.push_back({s.keys[s.open[i]], base + s.open[i]});
+          part.count = s.found.size() - part.begin;
         });
-    if (rank > 0) keep_best(rank, bottom, top);
+    if (rank > 0) {
+      const KeyBins<Key> bins(bottom, top);
+      PerWorker<Counts> counts;
+      parallel_for(static_cast<std::int64_t>(chunks_.size()), counts, [&](std::int64_t c, Counts& mine) {
+        for (const auto& candidate : parts_[static_cast<std::size_t>(c)].found()) ++mine.of[bins.of(candidate.key)];
+      });
+      keep_best(rank, bins, total_of(counts));
+    }
     add_counts();
   }
 
@@ -220,20 +242,22 @@ class Engine {
     if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
     std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
     clear();
+    const KeyBins<Key> bins(first.low, first.high);
+    PerWorker<Counts> counts;
     Bracket<T> last = first;
     std::vector<std::size_t> streamed;
     for (const auto& stage : stages()) {
-      if (!streamed.empty()) last = tighten(streamed, last, static_cast<double>(count) / static_cast<double>(size_));
-      if (!stream(stage, last, room)) return false;
+      if (!streamed.empty())
+        last = tighten(streamed, bins, total_of(counts), last, static_cast<double>(count) / static_cast<double>(size_));
+      if (!stream(stage, last, bins, counts, room)) return false;
       streamed.insert(streamed.end(), stage.begin(), stage.end());
     }
-    std::int64_t open = 0;
-    for (const Part& part : parts_) open += static_cast<std::int64_t>(part.found.size());
+    const std::vector<std::int64_t> open = total_of(counts);
     const std::int64_t rank = count - sum(&Part::kept);
-    if (rank < (needs_key_ ? 1 : 0) || rank > open) return false;
+    if (rank < (needs_key_ ? 1 : 0) || rank > std::accumulate(open.begin(), open.end(), std::int64_t{0})) return false;
     if (rank == 0 && highest_candidate() > last.high) return false;
     if (rank > 0) {
-      const Key limit = keep_best(rank, first.low, first.high);
+      const Key limit = keep_best(rank, bins, open);
       if (limit < last.low || limit > last.high) return false;
     }
     add_counts();
@@ -285,21 +309,30 @@ class Engine {
   }
 
   // Streams over the given chunks; false when there is no room for more candidates.
-  bool stream(const std::vector<std::size_t>& which, Bracket<T> bracket, std::atomic<std::int64_t>& room) {
+  bool stream(const std::vector<std::size_t>& which, Bracket<T> bracket, const KeyBins<Key>& bins,
+              PerWorker<Counts>& counts, std::atomic<std::int64_t>& room) {
     const T high = score_of<T>(bracket.high), low = score_of<T>(bracket.low);
-    parallel_for(static_cast<std::int64_t>(which.size()), scratch_, [&](std::int64_t i, Scratch<T>& s) {
+    detail::parallel_for(static_cast<std::int64_t>(which.size()), workers(counts), [&](std::int64_t i, int worker) {
+      Scratch<T>& s = scratch_[worker];
+      std::vector<std::uint32_t>& counted = counts[worker].of;
       const std::size_t c = which[static_cast<std::size_t>(i)];
       if (room.load(std::memory_order_relaxed) < 0) return;
       const std::int64_t open = stream_chunk(c, high, low, s, true);
-      auto& found = parts_[c].found;
-      found.resize(static_cast<std::size_t>(open));
+      const std::size_t begin = s.found.size();
+      s.found.resize(begin + static_cast<std::size_t>(open));
+      Candidate<Key>* found = s.found.data() + begin;
+      parts_[c].list = &s.found;
+      parts_[c].begin = begin;
+      parts_[c].count = static_cast<std::size_t>(open);
       for (std::int64_t first = 0; first < open; first += tile_size) {
         const std::int64_t n = std::min(tile_size, open - first);
         kernels<T>().keys(s.chunk_values.get() + first, n, nan_.rank, s.keys);
-        for (std::int64_t j = 0; j < n; ++j)
-          found[static_cast<std::size_t>(first + j)] = {s.keys[j], s.chunk_open[static_cast<std::size_t>(first + j)]};
+        for (std::int64_t j = 0; j < n; ++j) {
+          found[first + j] = {s.keys[j], s.chunk_open[static_cast<std::size_t>(first + j)]};
+          ++counted[bins.of(s.keys[j])];
+        }
       }
-      room.fetch_sub(open, std::memory_order_relaxed);
+      if (s.unclaimed += open; s.unclaimed >= 1024) room.fetch_sub(std::exchange(s.unclaimed, 0));
     });
     return room.load() >= 0;
   }
@@ -310,8 +343,8 @@ class Engine {
     const Chunk& chunk = chunks_[c];
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
     if (s.chunk_open == nullptr) {
-      s.chunk_values = std::make_unique_for_overwrite<T[]>(chunk_size);
-      s.chunk_open = std::make_unique_for_overwrite<std::uint32_t[]>(chunk_size);
+      s.chunk_values = std::make_unique_for_overwrite<T[]>(chunk_size + 2);
+      s.chunk_open = std::make_unique_for_overwrite<std::uint32_t[]>(chunk_size + 2);
     }
     std::int64_t open = 0, kept = 0;
     for_tiles(chunk, item.source.in_place(dtype_of<T>) ? chunk_size : tile_size,
@@ -327,97 +360,101 @@ class Engine {
     return open;
   }
 
-  // The bracket again, from all scores of the chunks that have been streamed.
-  Bracket<T> tighten(const std::vector<std::size_t>& streamed, Bracket<T> bracket, double share) const {
-    const KeyBins<Key> bins(bracket.low, bracket.high);
-    std::vector<std::int64_t> count(bins.count);
-    std::int64_t above = 0, n = 0, open = 0;
+  // The bracket again, from all scores of the chunks that have been streamed. `open` counts their candidates by bin:
+  // those above the bracket, of earlier stages, stand beside the ones that later stages have kept.
+  Bracket<T> tighten(const std::vector<std::size_t>& streamed, const KeyBins<Key>& bins,
+                     const std::vector<std::int64_t>& open, Bracket<T> bracket, double share) const {
+    std::int64_t above = 0, n = 0;
     for (const std::size_t c : streamed) {
       above += parts_[c].kept;
       n += chunk_elements(chunks_[c]);
-      for (const auto& candidate : parts_[c].found) {  // those of earlier stages may lie outside
-        above += candidate.key > bracket.high;
-        if (candidate.key < bracket.low || candidate.key > bracket.high) continue;
-        ++count[bins.of(candidate.key)];
-        ++open;
-      }
     }
+    const std::int64_t all = std::accumulate(open.begin(), open.end(), std::int64_t{0});
     const auto bin_at = [&](std::int64_t rank) {  // of the rank-th best candidate
       std::size_t bin = bins.count - 1;
-      for (; bin > 0 && rank >= count[bin]; --bin) rank -= count[bin];
+      for (; bin > 0 && rank >= open[bin]; --bin) rank -= open[bin];
       return bin;
     };
     const double middle = share * static_cast<double>(n);
     const std::int64_t rank = static_cast<std::int64_t>(middle) - above;
-    if (rank < 0 || rank >= open) return bracket;
+    if (rank < 0 || rank >= all) return bracket;
     const Key center = bins.first(bin_at(rank));
     std::vector<std::int64_t> counts;
-    for (const std::size_t c : streamed)
-      counts.push_back(parts_[c].kept + std::count_if(parts_[c].found.begin(), parts_[c].found.end(),
-                                                      [&](const auto& x) { return x.key >= center; }));
+    for (const std::size_t c : streamed) {
+      const auto found = parts_[c].found();
+      counts.push_back(parts_[c].kept +
+                       std::count_if(found.begin(), found.end(), [&](const auto& x) { return x.key >= center; }));
+    }
     const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
-    if (ranks.low - above < open) bracket.low = bins.first(bin_at(ranks.low - above));
-    if (ranks.high - above >= 0) bracket.high = bins.last(bin_at(ranks.high - above));
+    if (ranks.low - above < all) bracket.low = std::max(bracket.low, bins.first(bin_at(ranks.low - above)));
+    if (ranks.high - above >= 0) bracket.high = std::min(bracket.high, bins.last(bin_at(ranks.high - above)));
     return bracket;
   }
 
   Key highest_candidate() const {
     Key high = std::numeric_limits<Key>::min();
     for (const Part& part : parts_)
-      for (const auto& candidate : part.found) high = std::max(high, candidate.key);
+      for (const auto& candidate : part.found()) high = std::max(high, candidate.key);
     return high;
   }
 
-  // Sets the bits of the best `rank` candidates, rank >= 1, all of which lie in [low, high]; -> the key of the last
-  // one. A histogram finds its bin; the candidates above are set at once, and only the members of that bin put in
-  // order.
-  Key keep_best(std::int64_t rank, Key low, Key high) {
-    const KeyBins<Key> bins(low, high);
-    const auto chunks = static_cast<std::int64_t>(chunks_.size());
-    struct Counts {
-      std::vector<std::uint32_t> of = std::vector<std::uint32_t>(KeyBins<Key>::count);
-    };
-    PerWorker<Counts> counts;
-    parallel_for(chunks, counts, [&](std::int64_t c, Counts& mine) {
-      for (const auto& candidate : parts_[static_cast<std::size_t>(c)].found) ++mine.of[bins.of(candidate.key)];
-    });
-    std::vector<std::int64_t> total(bins.count);
+  static std::vector<std::int64_t> total_of(PerWorker<Counts>& counts) {
+    std::vector<std::int64_t> total(KeyBins<Key>::count);
     counts.for_each([&](Counts& mine) {
       for (std::size_t b = 0; b < total.size(); ++b) total[b] += mine.of[b];
     });
-    std::size_t bin = total.size() - 1;
-    for (; bin > 0 && rank > total[bin]; --bin) rank -= total[bin];
-    if (rank > total[bin]) throw_changed();
+    return total;
+  }
+  int workers(const PerWorker<Counts>& counts) const { return std::min(scratch_.workers(), counts.workers()); }
 
+  // Sets the bits of the best `rank` candidates, rank >= 1, which `open` counts by bin; -> the key of the last one. The
+  // candidates in the bins above its own are set at once, and only the members of that bin put in order.
+  Key keep_best(std::int64_t rank, const KeyBins<Key>& bins, const std::vector<std::int64_t>& open) {
+    std::size_t bin = open.size() - 1;
+    for (; bin > 0 && rank > open[bin]; --bin) rank -= open[bin];
+    if (rank > open[bin]) throw_changed();
     std::vector<std::vector<Candidate<Key>>> members(chunks_.size());
-    parallel_for(chunks, [&](std::int64_t i) {
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
-      for (const auto& candidate : parts_[c].found) {
+      set_bits(c, parts_[c].found(), [&](const Candidate<Key>& candidate) {
         const std::size_t own = bins.of(candidate.key);
-        if (own > bin) set(c, candidate.at);
         if (own == bin) members[c].push_back(candidate);
-      }
+        return own > bin;
+      });
     });
     std::vector<Key> keys;
-    keys.reserve(static_cast<std::size_t>(total[bin]));
+    keys.reserve(static_cast<std::size_t>(open[bin]));
     for (const auto& part : members)
       for (const auto& member : part) keys.push_back(member.key);
     std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key>());
     last_key_ = keys[static_cast<std::size_t>(rank - 1)];
     std::int64_t ties = std::count(keys.begin(), keys.begin() + rank, last_key_);
     for (std::size_t c = 0; c < members.size(); ++c)  // in flat order: ties are kept from the lowest index on
-      for (const auto& member : members[c])
-        if (member.key > last_key_ || (member.key == last_key_ && ties-- > 0)) set(c, member.at);
+      set_bits(c, members[c], [&](const Candidate<Key>& member) {
+        return member.key > last_key_ || (member.key == last_key_ && ties-- > 0);
+      });
     return last_key_;
   }
 
-  void set(std::size_t c, std::uint32_t at) {
-    const Chunk& chunk = chunks_[c];
+  // Sets the bits of those candidates of a chunk for which `keep` is true, without a branch: half of them are, in no
+  // order. Everything is a local copy: a store to the mask may change any byte, as far as the compiler knows.
+  template <class F>
+  void set_bits(std::size_t c, std::span<const Candidate<Key>> candidates, F&& keep) {
+    const Chunk chunk = chunks_[c];
     const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
+    const std::int64_t stride = row_bytes(item.cols()), col_begin = chunk.col_begin;
+    std::uint8_t* const mask = item.mask + chunk.row_begin * stride;
     const auto width = static_cast<std::uint32_t>(chunk.col_end - chunk.col_begin);
-    const std::uint32_t row = at < width ? 0 : at / width;  // most chunks are one row
-    set_bit(item.mask + (chunk.row_begin + row) * row_bytes(item.cols()), chunk.col_begin + at - row * width);
-    ++parts_[c].kept;
+    std::int64_t kept = 0;
+    for (const Candidate<Key> candidate : candidates) {
+      const std::uint32_t row = candidate.at < width ? 0 : candidate.at / width;  // most chunks are one row
+      const std::int64_t col = col_begin + candidate.at - row * width;
+      const bool set = keep(candidate);
+      std::uint8_t& byte = mask[row * stride + col / 8];
+      byte = static_cast<std::uint8_t>(byte | int{set} << (col % 8));
+      kept += set;
+    }
+    parts_[c].kept += kept;
   }
 
   static std::uint32_t position(const Chunk& chunk, std::int64_t row, std::int64_t col) {

@@ -44,7 +44,6 @@ class Rows {
  private:
   struct RowScratch : Scratch<T> {
     std::vector<Key> keys_of_row, sorted;
-    std::vector<Candidate<Key>> found;
     bool known = false;
     T low, high;
   };

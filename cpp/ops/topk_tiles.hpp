@@ -14,22 +14,24 @@
 
 namespace gossamer {
 
-template <class T>
-struct Scratch : ScoreScratch<T> {
-  using Key = typename KeyOf<T>::type;
-  alignas(64) Key keys[tile_size + 64];
-  T values[tile_size];
-  std::uint32_t open[tile_size];
-  std::unique_ptr<T[]> chunk_values;  // as many as a chunk has elements, where an engine streams whole chunks
-  std::unique_ptr<std::uint32_t[]> chunk_open;
-  ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
-};
-
 // A score that may or may not be kept; `at` counts from the beginning of its chunk.
 template <class Key>
 struct Candidate {
   Key key;
   std::uint32_t at;
+};
+
+template <class T>
+struct Scratch : ScoreScratch<T> {
+  using Key = typename KeyOf<T>::type;
+  alignas(64) Key keys[tile_size + 64];
+  T values[tile_size + 2];
+  std::uint32_t open[tile_size + 2];
+  std::unique_ptr<T[]> chunk_values;  // as many as a chunk has elements, where an engine streams whole chunks
+  std::unique_ptr<std::uint32_t[]> chunk_open;
+  std::vector<Candidate<Key>> found;
+  std::int64_t unclaimed = 0;  // candidates that have not yet been taken from the room for them
+  ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
 };
 
 template <class T>

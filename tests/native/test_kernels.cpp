@@ -358,8 +358,8 @@ TEST(streams_are_the_same_everywhere) {
     for (const bool collect : {true, false})
       same_everywhere<T>("stream", n, [&](const TypedKernels<T>& table) {
         Heap<std::uint8_t> bits((n + 7) / 8);
-        const Heap<T> values(within);
-        const Heap<std::uint32_t> places(within);  // exactly as many as there are
+        const Heap<T> values(within + nans + 2);
+        const Heap<std::uint32_t> places(within + nans + 2);  // exactly as many as may be written
         StreamCounts counts{-1, -1};
         CHECK(table.stream[c][storage](in, all ? nullptr : allowed.data(), n, high, low, keep_nan, bits.data(),
                                        values.data(), collect ? places.data() : nullptr, &counts) == above);
