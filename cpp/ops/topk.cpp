@@ -22,7 +22,7 @@ namespace {
 
 constexpr std::int64_t small_size = 1 << 14;  // below this, all keys are candidates: no histogram
 
-struct Bins {
+struct Histogram {
   std::vector<std::uint32_t> count = std::vector<std::uint32_t>(1 << 16);
   std::vector<std::uint64_t> total = std::vector<std::uint64_t>(1 << 16);
   std::int64_t pending = 0;
@@ -33,33 +33,12 @@ struct Bins {
   }
 };
 
-// Bins of equal width, a power of two, over the keys from `low` to `high`.
-template <class Key>
-class KeyBins {
- public:
-  static constexpr int bits = 12;
-  static constexpr std::size_t count = std::size_t{1} << bits;
-
-  KeyBins(Key low, Key high) : low_(low), high_(high) {
-    shift_ = std::max(0, static_cast<int>(std::bit_width(distance(high))) - bits);
-  }
-  std::size_t of(Key key) const { return static_cast<std::size_t>(distance(key) >> shift_); }
-  Key first(std::size_t bin) const { return static_cast<Key>(Unsigned(low_) + (Unsigned(bin) << shift_)); }
-  Key last(std::size_t bin) const { return of(high_) == bin ? high_ : static_cast<Key>(first(bin + 1) - 1); }
-
- private:
-  using Unsigned = std::make_unsigned_t<Key>;
-  Unsigned distance(Key key) const { return static_cast<Unsigned>(Unsigned(key) - Unsigned(low_)); }
-
-  Key low_, high_;
-  int shift_;
-};
-
 template <class T>
 class Engine {
  public:
   using Key = typename KeyOf<T>::type;
   using Unsigned = typename KeyOf<T>::unsigned_type;
+  using Bins = KeyBins<Key, 12>;
   static constexpr Key lowest = std::numeric_limits<Key>::min() + 1;  // the lowest key that may be kept
   static constexpr Key highest = std::numeric_limits<Key>::max();
 
@@ -152,7 +131,7 @@ class Engine {
 
   // Candidates by the bin of their key, as one worker counts them.
   struct Counts {
-    std::vector<std::uint32_t> of = std::vector<std::uint32_t>(KeyBins<Key>::count);
+    std::vector<std::uint32_t> of = std::vector<std::uint32_t>(Bins::count);
   };
   void clear() {
     parts_.resize(chunks_.size());
@@ -179,14 +158,14 @@ class Engine {
   }
 
   std::vector<std::uint64_t> histogram(int shift, Unsigned prefix) {
-    PerWorker<Bins> bins;
+    PerWorker<Histogram> bins;
     const auto& table = kernels<T>();
     detail::parallel_for(static_cast<std::int64_t>(chunks_.size()), std::min(scratch_.workers(), bins.workers()),
                          [&](std::int64_t c, int worker) {
                            const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
                            const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
                            Scratch<T>& s = scratch_[worker];
-                           Bins& mine = bins[worker];
+                           Histogram& mine = bins[worker];
                            for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
                              keys_of(item, row, col, n, nan_, s, s.keys);
                              table.histogram(s.keys, n, shift, prefix, mine.count.data());
@@ -195,7 +174,7 @@ class Engine {
                            if (mine.pending > std::numeric_limits<std::uint32_t>::max() / 2) mine.flush();
                          });
     std::vector<std::uint64_t> total(1 << 16);
-    bins.for_each([&](Bins& mine) {
+    bins.for_each([&](Histogram& mine) {
       for (std::size_t i = 0; i < total.size(); ++i) total[i] += mine.total[i] + mine.count[i];
     });
     return total;
@@ -218,7 +197,7 @@ class Engine {
           part.count = s.found.size() - part.begin;
         });
     if (rank > 0) {
-      const KeyBins<Key> bins(bottom, top);
+      const Bins bins(bottom, top);
       PerWorker<Counts> counts;
       parallel_for(static_cast<std::int64_t>(chunks_.size()), counts, [&](std::int64_t c, Counts& mine) {
         for (const auto& candidate : parts_[static_cast<std::size_t>(c)].found()) ++mine.of[bins.of(candidate.key)];
@@ -242,7 +221,7 @@ class Engine {
     if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
     std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
     clear();
-    const KeyBins<Key> bins(first.low, first.high);
+    const Bins bins(first.low, first.high);
     PerWorker<Counts> counts;
     Bracket<T> last = first;
     std::vector<std::size_t> streamed;
@@ -309,8 +288,8 @@ class Engine {
   }
 
   // Streams over the given chunks; false when there is no room for more candidates.
-  bool stream(const std::vector<std::size_t>& which, Bracket<T> bracket, const KeyBins<Key>& bins,
-              PerWorker<Counts>& counts, std::atomic<std::int64_t>& room) {
+  bool stream(const std::vector<std::size_t>& which, Bracket<T> bracket, const Bins& bins, PerWorker<Counts>& counts,
+              std::atomic<std::int64_t>& room) {
     const T high = score_of<T>(bracket.high), low = score_of<T>(bracket.low);
     detail::parallel_for(static_cast<std::int64_t>(which.size()), workers(counts), [&](std::int64_t i, int worker) {
       Scratch<T>& s = scratch_[worker];
@@ -362,8 +341,8 @@ class Engine {
 
   // The bracket again, from all scores of the chunks that have been streamed. `open` counts their candidates by bin:
   // those above the bracket, of earlier stages, stand beside the ones that later stages have kept.
-  Bracket<T> tighten(const std::vector<std::size_t>& streamed, const KeyBins<Key>& bins,
-                     const std::vector<std::int64_t>& open, Bracket<T> bracket, double share) const {
+  Bracket<T> tighten(const std::vector<std::size_t>& streamed, const Bins& bins, const std::vector<std::int64_t>& open,
+                     Bracket<T> bracket, double share) const {
     std::int64_t above = 0, n = 0;
     for (const std::size_t c : streamed) {
       above += parts_[c].kept;
@@ -399,7 +378,7 @@ class Engine {
   }
 
   static std::vector<std::int64_t> total_of(PerWorker<Counts>& counts) {
-    std::vector<std::int64_t> total(KeyBins<Key>::count);
+    std::vector<std::int64_t> total(Bins::count);
     counts.for_each([&](Counts& mine) {
       for (std::size_t b = 0; b < total.size(); ++b) total[b] += mine.of[b];
     });
@@ -409,7 +388,7 @@ class Engine {
 
   // Sets the bits of the best `rank` candidates, rank >= 1, which `open` counts by bin; -> the key of the last one. The
   // candidates in the bins above its own are set at once, and only the members of that bin put in order.
-  Key keep_best(std::int64_t rank, const KeyBins<Key>& bins, const std::vector<std::int64_t>& open) {
+  Key keep_best(std::int64_t rank, const Bins& bins, const std::vector<std::int64_t>& open) {
     std::size_t bin = open.size() - 1;
     for (; bin > 0 && rank > open[bin]; --bin) rank -= open[bin];
     if (rank > open[bin]) throw_changed();

@@ -33,8 +33,8 @@ class Rows {
         // The bracket of the row before usually holds; else a sample of this one gives it; else all keys are sorted
         // out.
         const bool worth_it = item_.cols() >= 1024 && count_ > 0;
-        if (worth_it && s.known && try_bracket(row, s)) continue;
-        if (worth_it && draw(row, s) && try_bracket(row, s)) continue;
+        if (worth_it && s.known && attempt(row, s)) continue;
+        if (worth_it && draw(row, s) && attempt(row, s)) continue;
         s.known = false;
         by_keys(row, s);
       }
@@ -43,8 +43,9 @@ class Rows {
 
  private:
   struct RowScratch : Scratch<T> {
-    std::vector<Key> keys_of_row, sorted;
-    bool known = false;
+    std::vector<Key> keys_of_row, sorted, members;
+    bool known = false;    // whether there is a bracket to try
+    bool crowded = false;  // so many scores equal an end of it that the last one to keep is probably one of them
     T low, high;
   };
 
@@ -59,6 +60,34 @@ class Rows {
     if (!draw_bracket(drawn, static_cast<double>(count_) / static_cast<double>(item_.cols()), bracket)) return false;
     s.low = score_of<T>(bracket.low);
     s.high = score_of<T>(bracket.high);
+    const auto tied = std::count_if(drawn.keys.begin(), drawn.keys.end(),
+                                    [&](Key k) { return k == bracket.low || k == bracket.high; });
+    s.crowded = tied > static_cast<std::ptrdiff_t>(drawn.keys.size() / 8);
+    return true;
+  }
+
+  bool attempt(std::int64_t row, RowScratch& s) {
+    if (!s.crowded) return try_bracket(row, s);
+    s.known = try_tie(row, s.high, s) || (s.low != s.high && try_tie(row, s.low, s));
+    return s.known;
+  }
+
+  // Keeps the scores above `tied` and the first of those equal to it; false if that cannot make the count.
+  bool try_tie(std::int64_t row, T tied, RowScratch& s) {
+    std::int64_t kept = 0, equal = 0;
+    const auto tile_end = [&](std::int64_t col) { return std::min(tile_size, item_.cols() - col); };
+    for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
+      StreamCounts counts{};
+      kept += stream_tile<T>(item_, row, col, tile_end(col), tied, tied, nan_, s, s.values, nullptr, counts);
+      equal += counts.open;
+    }
+    std::int64_t quota = count_ - kept;
+    if (quota < 0 || quota > equal) return false;
+    if (quota == equal && equal == 0) return true;
+    for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
+      keys_of<T>(item_, row, col, tile_end(col), nan_, s, s.keys);
+      kernels<T>().mark_ties(s.keys, tile_end(col), key_of(tied), &quota, item_.mask + item_.byte(row, col));
+    }
     return true;
   }
 
@@ -70,18 +99,43 @@ class Rows {
       kept += stream_tile<T>(item_, row, col, std::min(tile_size, item_.cols() - col), s.high, s.low, nan_, s, s.values,
                              s.open, counts);
       kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
+      const std::size_t before = s.found.size();
+      s.found.resize(before + static_cast<std::size_t>(counts.open));
       for (std::int64_t j = 0; j < counts.open; ++j)
-        s.found.push_back({s.keys[j], static_cast<std::uint32_t>(col + s.open[j])});
+        s.found[before + static_cast<std::size_t>(j)] = {s.keys[j], static_cast<std::uint32_t>(col + s.open[j])};
     }
     const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.found.size());
     if (rank < 0 || rank > found) return false;
-    if (rank > 0) {
-      std::nth_element(s.found.begin(), s.found.begin() + (rank - 1), s.found.end(),
-                       [](const auto& a, const auto& b) { return a.key != b.key ? a.key > b.key : a.at < b.at; });
-      for (std::int64_t i = 0; i < rank; ++i) set_bit(mask(row), s.found[static_cast<std::size_t>(i)].at);
-      aim(score_of<T>(s.found[static_cast<std::size_t>(rank - 1)].key), found, s);
-    }
+    if (rank > 0) aim(score_of<T>(keep_best(rank, s, mask(row))), found, s);
     return true;
+  }
+
+  // Sets the bits of the best `rank` of the row's candidates, rank >= 1; -> the key of the last one.
+  static Key keep_best(std::int64_t rank, RowScratch& s, std::uint8_t* bits) {
+    const KeyBins<Key, 8> bins(key_of(s.low), key_of(s.high));
+    std::uint32_t counts[bins.count] = {};
+    for (const auto& candidate : s.found) ++counts[bins.of(candidate.key)];
+    std::size_t bin = bins.count - 1;
+    for (; bin > 0 && rank > counts[bin]; --bin) rank -= counts[bin];
+    if (rank > counts[bin]) throw_changed();
+    s.members.clear();
+    Key least = std::numeric_limits<Key>::max(), most = std::numeric_limits<Key>::min();
+    for (const auto& candidate : s.found)
+      if (bins.of(candidate.key) == bin) {
+        s.members.push_back(candidate.key);
+        least = std::min(least, candidate.key);
+        most = std::max(most, candidate.key);
+      }
+    const auto last = s.members.begin() + (rank - 1);
+    if (least != most) std::nth_element(s.members.begin(), last, s.members.end(), std::greater<Key>());
+    const Key limit = *last;
+    std::int64_t ties = std::count(s.members.begin(), last + 1, limit);
+    for (const auto& candidate : s.found) {  // in order, without a branch
+      const bool tie = candidate.key == limit && ties > 0, keep = candidate.key > limit || tie;
+      ties -= tie;
+      bits[candidate.at / 8] = static_cast<std::uint8_t>(bits[candidate.at / 8] | int{keep} << (candidate.at % 8));
+    }
+    return limit;
   }
 
   // The next row's bracket: around this row's threshold, narrower where many candidates were met.

@@ -3,11 +3,13 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "ops/topk.hpp"
@@ -91,6 +93,27 @@ std::int64_t stream_tile(const Item& item, std::int64_t row, std::int64_t col, s
   if (counts.nan > 0) nan.seen.store(true, std::memory_order_relaxed);
   return kept;
 }
+
+// Bins of equal width, a power of two, over the keys from `low` to `high`.
+template <class Key, int bits>
+class KeyBins {
+ public:
+  static constexpr std::size_t count = std::size_t{1} << bits;
+
+  KeyBins(Key low, Key high) : low_(low), high_(high) {
+    shift_ = std::max(0, static_cast<int>(std::bit_width(distance(high))) - bits);
+  }
+  std::size_t of(Key key) const { return static_cast<std::size_t>(distance(key) >> shift_); }
+  Key first(std::size_t bin) const { return static_cast<Key>(Unsigned(low_) + (Unsigned(bin) << shift_)); }
+  Key last(std::size_t bin) const { return of(high_) == bin ? high_ : static_cast<Key>(first(bin + 1) - 1); }
+
+ private:
+  using Unsigned = std::make_unsigned_t<Key>;
+  Unsigned distance(Key key) const { return static_cast<Unsigned>(Unsigned(key) - Unsigned(low_)); }
+
+  Key low_, high_;
+  int shift_;
+};
 
 // Between these two keys the last one to keep is expected; both are numbers.
 template <class T>
