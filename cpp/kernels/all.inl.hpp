@@ -34,8 +34,13 @@ constexpr void fill(TypedKernels<T>& t, Criterion criterion) {
   if constexpr (sizeof(T) == 4) {
     score_of[static_cast<int>(Storage::half)] = &score<C, T, Half>;
     score_of[static_cast<int>(Storage::bfloat)] = &score<C, T, BFloat>;
-    stream_of[static_cast<int>(Storage::half)] = &stream<C, T, Half>;
-    stream_of[static_cast<int>(Storage::bfloat)] = &stream<C, T, BFloat>;
+    if constexpr (requires { C::key_16(K16{}); }) {
+      stream_of[static_cast<int>(Storage::half)] = &stream_16<C, Half>;
+      stream_of[static_cast<int>(Storage::bfloat)] = &stream_16<C, BFloat>;
+    } else {
+      stream_of[static_cast<int>(Storage::half)] = &stream<C, T, Half>;
+      stream_of[static_cast<int>(Storage::bfloat)] = &stream<C, T, BFloat>;
+    }
   }
 }
 

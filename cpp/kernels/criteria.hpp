@@ -12,6 +12,7 @@ namespace {
 struct Identity {  // scores that are there already: movement, random, lamp, fpgm
   static constexpr int inputs = 1;
   static constexpr bool pairs = false;
+  static K16 key_16(K16 w) { return Order16(w); }
   template <class V>
   static V apply(V w, V, V, V) {
     return w;
@@ -20,6 +21,7 @@ struct Identity {  // scores that are there already: movement, random, lamp, fpg
 struct Magnitude {  // magnitude; gradient, with the gradients as w
   static constexpr int inputs = 1;
   static constexpr bool pairs = false;
+  static K16 key_16(K16 w) { return Magnitude16(w); }
   template <class V>
   static V apply(V w, V, V, V) {
     return Abs(w);

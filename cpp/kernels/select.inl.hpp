@@ -206,6 +206,114 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
   return kept;
 }
 
+template <class W>
+constexpr int infinity_16 = 0;
+template <>
+constexpr int infinity_16<Half> = 0x7C00;
+template <>
+constexpr int infinity_16<BFloat> = 0x7F80;
+
+template <class W>
+inline float widened(int bits) {
+  const W w{static_cast<std::uint16_t>(bits)};
+  float value[Simd<float>::V::lanes];
+  W tile[Simd<float>::V::lanes] = {w};
+  Store(LoadAs<typename Simd<float>::V>(tile), value);
+  return value[0];
+}
+
+// The bits of the largest W that is not above |x|.
+inline int floor_bits(float x, BFloat) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return static_cast<int>(bits >> 16 & 0x7FFF);
+}
+inline int floor_bits(float x, Half) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  bits &= 0x7FFFFFFF;
+  if (bits >= 0x7F800000) return 0x7C00;
+  if (bits >= 0x47800000) return 0x7BFF;                                           // 65536 and more
+  if (bits < 0x38800000) return static_cast<int>((x < 0 ? -x : x) * 16777216.0f);  // below 2^-14: multiples of 2^-24
+  return static_cast<int>((bits - 0x38000000) >> 13);
+}
+
+// The highest key of a W that is not above x, and the lowest of one that is not below.
+template <class W>
+inline int floor_key(float x) {
+  const int size = floor_bits(x, W{});
+  return x < 0 ? -(size + (widened<W>(size) != -x)) : size;
+}
+template <class W>
+inline int ceil_key(float x) {
+  return -floor_key<W>(-x);
+}
+
+// stream() where the score has 16 bits, as the weights have: 32 of them are compared at once, as integers. NaN lies
+// beyond the infinities; if there is one, the general kernel does it all again.
+template <class C, class W>
+std::int64_t stream_16(const TileInputs<float>& in, const std::uint8_t* allowed, std::int64_t n, float high, float low,
+                       bool keep_nan, std::uint8_t* bits, float* values, std::uint32_t* open, StreamCounts* counts) {
+  const W* w = static_cast<const W*>(in.w);
+  const K16 above = Set16(floor_key<W>(high)), below = Set16(ceil_key<W>(low));
+  K16 largest = Set16(0);
+  std::int64_t kept = 0, found = 0;
+  alignas(64) W tail[64];
+  for (std::int64_t i = 0; i < n; i += 64) {
+    const W* group = w + i;
+    std::uint64_t valid = ~std::uint64_t{0};
+    if (n - i < 64) {
+      for (std::int64_t j = 0; j < 64; ++j) tail[j] = i + j < n ? group[j] : W{};
+      group = tail;
+      valid >>= 64 - (n - i);
+    }
+    prefetch_group(group);
+    std::uint64_t sure = 0, lower = 0;
+    GOSSAMER_UNROLL
+    for (int j = 0; j < 64; j += K16::lanes) {
+      const K16 x = Load16(group + j), key = C::key_16(x);
+      largest = Max16(largest, Magnitude16(x));
+      sure |= std::uint64_t{Greater(key, above)} << j;
+      lower |= std::uint64_t{Greater(below, key)} << j;
+    }
+    std::uint64_t maybe = ~(sure | lower) & valid;
+    sure &= valid;
+    if (allowed != nullptr) {
+      std::uint64_t mask = 0;
+      __builtin_memcpy(&mask, allowed + i / 8, n - i >= 64 ? 8 : static_cast<std::size_t>((n - i + 7) / 8));
+      sure &= mask;
+      maybe &= mask;
+    }
+    if (open != nullptr) {
+      constexpr std::uint64_t last = std::uint64_t{1} << 63;
+      std::uint64_t others = maybe & (maybe - 1);
+      open[found] = static_cast<std::uint32_t>(i + __builtin_ctzll(maybe | last));
+      open[found + 1] = static_cast<std::uint32_t>(i + __builtin_ctzll(others | last));
+      std::int64_t at = found + 2;
+      for (others &= others - 1; others != 0; others &= others - 1)
+        open[at++] = static_cast<std::uint32_t>(i + __builtin_ctzll(others));
+    }
+    found += __builtin_popcountll(maybe);
+    store_bits(sure, n - i, bits + i / 8);
+    kept += __builtin_popcountll(sure);
+  }
+  if (Greater(largest, Set16(infinity_16<W>)) != 0)
+    return stream<C, float, W>(in, allowed, n, high, low, keep_nan, bits, values, open, counts);
+  using V = typename Simd<float>::V;
+  for (std::int64_t k = 0; open != nullptr && k < found; k += V::lanes) {
+    W tile[V::lanes] = {};
+    float scores[V::lanes];
+    const int count = found - k < V::lanes ? static_cast<int>(found - k) : V::lanes;
+    for (int j = 0; j < count; ++j) tile[j] = w[open[k + j]];
+    const V score = LoadAs<V>(tile);
+    Store(C::apply(score, score, score, score), scores);
+    for (int j = 0; j < count; ++j) values[k + j] = scores[j];
+  }
+  counts->open = found;
+  counts->nan = 0;
+  return kept;
+}
+
 // A bit for every key above `threshold` and for the first *quota keys equal to it; *quota falls by those used.
 template <class T>
 std::int64_t mark_ties(const typename KeyOf<T>::type* key, std::int64_t n, typename KeyOf<T>::type threshold,

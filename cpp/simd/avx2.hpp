@@ -6,6 +6,9 @@
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
+//   K16               16-bit floats as signed integers: Load16 Set16 Max16 Greater; Magnitude16 the bits without the
+//   sign,
+//                     Order16 a key that orders like the number, 0 for both zeros (no NaN)
 #pragma once
 #include <immintrin.h>
 
@@ -167,6 +170,32 @@ inline float ReduceSum(VF32 a) {
 inline double ReduceSum(VF64 a) {
   const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
   return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+struct K16 {
+  static constexpr int lanes = 32;
+  __m256i a, b;
+};
+inline K16 Load16(const void* p) {
+  const __m256i* from = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)};
+}
+inline K16 Set16(int k) {
+  const __m256i v = _mm256_set1_epi16(static_cast<short>(k));
+  return {v, v};
+}
+inline K16 Magnitude16(K16 x) {
+  const __m256i mask = _mm256_set1_epi16(0x7FFF);
+  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+}
+inline K16 Order16(K16 x) {  // psignw: minus the magnitude where x is negative, 0 where x is 0
+  const K16 size = Magnitude16(x);
+  return {_mm256_sign_epi16(size.a, x.a), _mm256_sign_epi16(size.b, x.b)};
+}
+inline K16 Max16(K16 x, K16 y) { return {_mm256_max_epi16(x.a, y.a), _mm256_max_epi16(x.b, y.b)}; }
+inline std::uint32_t Greater(K16 x, K16 y) {
+  const __m256i bytes = _mm256_packs_epi16(_mm256_cmpgt_epi16(x.a, y.a), _mm256_cmpgt_epi16(x.b, y.b));
+  return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xD8)));
 }
 
 template <class V>

@@ -123,6 +123,20 @@ inline VU16 KeepBits(unsigned bits, VU16 a) { return {_mm512_maskz_mov_epi16(sta
 inline float ReduceSum(VF32 a) { return _mm512_reduce_add_ps(a.v); }
 inline double ReduceSum(VF64 a) { return _mm512_reduce_add_pd(a.v); }
 
+struct K16 {
+  static constexpr int lanes = 32;
+  __m512i v;
+};
+inline K16 Load16(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline K16 Set16(int k) { return {_mm512_set1_epi16(static_cast<short>(k))}; }
+inline K16 Magnitude16(K16 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi16(0x7FFF))}; }
+inline K16 Order16(K16 x) {
+  const __m512i size = Magnitude16(x).v;
+  return {_mm512_mask_sub_epi16(size, _mm512_movepi16_mask(x.v), _mm512_setzero_si512(), size)};
+}
+inline K16 Max16(K16 x, K16 y) { return {_mm512_max_epi16(x.v, y.v)}; }
+inline std::uint32_t Greater(K16 x, K16 y) { return _mm512_cmpgt_epi16_mask(x.v, y.v); }
+
 template <class V>
 auto LoadKey(const typename V::Key* p);
 template <>

@@ -138,6 +138,21 @@ template <class T, class K, class U>
 inline T ReduceSum(Lane<T, K, U> a) {
   return a.v;
 }
+struct K16 {
+  static constexpr int lanes = 1;
+  std::int16_t v;
+};
+inline K16 Load16(const void* p) {
+  K16 x;
+  std::memcpy(&x.v, p, sizeof x.v);
+  return x;
+}
+inline K16 Set16(int k) { return {static_cast<std::int16_t>(k)}; }
+inline K16 Magnitude16(K16 x) { return {static_cast<std::int16_t>(x.v & 0x7FFF)}; }
+inline K16 Order16(K16 x) { return {static_cast<std::int16_t>(x.v < 0 ? -(x.v & 0x7FFF) : x.v)}; }
+inline K16 Max16(K16 x, K16 y) { return x.v > y.v ? x : y; }
+inline std::uint32_t Greater(K16 x, K16 y) { return x.v > y.v; }
+
 template <class V>
 inline KeyLane<typename V::Key> LoadKey(const typename V::Key* p) {
   return {*p};
