@@ -78,7 +78,7 @@ def test_the_baseline_has_no_vex_instruction(objects: dict[tuple[str, str], Path
 
 
 def test_avx2_selects_and_multiplies_in_ymm(objects: dict[tuple[str, str], Path]) -> None:
-    stream = body(objects, "avx2", "::stream<gossamer::(anonymous namespace)::Taylor, float>")
+    stream = body(objects, "avx2", "::stream<gossamer::(anonymous namespace)::Taylor, float, float>")
     assert "vcmpgt_oqps" in stream
     assert "vmulps" in stream
     assert "call" not in stream
@@ -87,8 +87,16 @@ def test_avx2_selects_and_multiplies_in_ymm(objects: dict[tuple[str, str], Path]
 
 
 def test_avx512_compares_into_mask_registers(objects: dict[tuple[str, str], Path]) -> None:
-    """Never run on our machines: at least the instructions are what the text means."""
-    stream = body(objects, "avx512", "::stream<gossamer::(anonymous namespace)::Magnitude, float>")
+    stream = body(objects, "avx512", "::stream<gossamer::(anonymous namespace)::Magnitude, float, float>")
     assert re.search(r"vcmp\w*ps.*%zmm\d+,%k\d", stream)
     assert re.search(r"vfmadd\d+ps.*%zmm", body(objects, "avx512", "::spmm<float, int, 4>"))
     assert re.search(r"\{%k\d\}\{z\}", body(objects, "avx512", "::apply<float>"))
+
+
+def test_16_bit_scores_are_compared_as_integers(objects: dict[tuple[str, str], Path]) -> None:
+    """And 16-bit weights of other criteria are widened in registers, by the processor's own instructions."""
+    assert re.search(r"vpcmpgtw .*%zmm\d+,%k\d", body(objects, "avx512", "::stream_16<"))
+    assert re.search(r"vpcmpgtw .*%ymm", body(objects, "avx2", "::stream_16<"))
+    for level in ("avx2", "avx512"):
+        assert "vcvtph2ps" in body(objects, level, "Taylor, float, gossamer::Half>")
+        assert "vpmovzxwd" in body(objects, level, "Taylor, float, gossamer::BFloat>")

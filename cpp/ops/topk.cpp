@@ -243,13 +243,14 @@ class Engine {
     return true;
   }
 
-  // A 64th of the chunks, an 8th, the rest, each spread evenly: every stage narrows the bracket of the next. A prior
-  // breaks the rule that all chunks are alike.
+  // A 64th of the chunks, an 8th, the rest, each spread evenly: every stage narrows the bracket of the next. Small
+  // inputs have fewer stages. A prior breaks the rule that all chunks are alike.
   std::vector<std::vector<std::size_t>> stages() const {
-    const bool one = chunks_.size() < 64 || has_prior();
-    std::vector<std::vector<std::size_t>> parts(one ? 1 : 3);
+    const std::size_t first = has_prior() || chunks_.size() < 16 ? 2 : chunks_.size() < 64 ? 1 : 0;
+    std::vector<std::vector<std::size_t>> parts(3);
     for (std::size_t c = 0; c < chunks_.size(); ++c)
-      parts[one ? 0 : c % 64 == 32 ? 0 : c % 8 == 4 ? 1 : 2].push_back(c);
+      parts[std::max<std::size_t>(first, c % 64 == 32 ? 0 : c % 8 == 4 ? 1 : 2)].push_back(c);
+    parts.erase(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(first));
     return parts;
   }
 

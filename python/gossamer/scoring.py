@@ -112,7 +112,7 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
             return np.asarray(0.5 * values) if method == "fisher" else values  # a scalar is no array to numpy
         if method == "obs":
             with np.errstate(divide="ignore"):
-                values = 0.5 / inverse_diagonal(values)
+                values = 0.5 / inverse_diagonal(values, function=function, argument="stats", name=name)
         elif method == "ria":
             values = np.sqrt(values)
         with np.errstate(over="ignore"):
