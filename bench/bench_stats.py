@@ -140,3 +140,48 @@ def test_movement(peer: Any, size: tuple[int, int], measure: Measure) -> None:
         read=2 * w.nbytes + expected.nbytes,
         written=expected.nbytes,
     )
+
+
+# ----------------------------------------------------------------------------- hessian: x [batch, in] -> [in, in]
+
+
+def gossamer_hessian(x: Array) -> Job:
+    return _values(gs.Stats("hessian"), x)
+
+
+def numpy_hessian(x: Array) -> Job:
+    sums = fresh((x.shape[1], x.shape[1]), np.float64)
+
+    def run() -> Array:
+        wide = x.astype(np.float64)
+        return np.add(sums, wide.T @ wide, out=sums)
+
+    return run
+
+
+def torch_hessian(x: Array) -> Job:
+    torch, batch = torch_or_skip(), as_tensor(x)
+    sums = torch.zeros((x.shape[1], x.shape[1]), dtype=torch.float64)
+
+    def run() -> Any:
+        wide = batch.double()
+        return sums.addmm_(wide.T, wide)
+
+    return run
+
+
+@peers(gossamer_hessian, numpy_hessian, torch_hessian)
+def test_hessian(peer: Any, size: tuple[int, int], measure: Measure) -> None:
+    """The limit counts one triangle of XᵀX, which is all that has to be computed."""
+    x = normal((2048, 1024), 2)
+    wide = x.astype(np.float64)
+    rows, cols = x.shape
+    measure(
+        peer(x),
+        _values_close_to(wide.T @ wide),
+        group=f"Stats hessian {rows}x{cols}",
+        dtype=np.float64,
+        flops=rows * cols * (cols + 1),
+        read=x.nbytes,
+        written=8 * cols * cols,
+    )
