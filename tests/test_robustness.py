@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -38,10 +40,12 @@ def test_flushed_denormals_change_nothing(start_pool: bool, threads: str, monkey
     assert done.returncode == 0, done.stderr
 
 
-def test_a_concurrent_writer_gets_a_mask_or_an_error() -> None:
+@pytest.mark.parametrize("group", ["tensor", "row"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_concurrent_writer_gets_a_mask_or_an_error(dtype: Any, group: str) -> None:
     """The GIL is released: another thread may write to the scores. Wrong is then the caller's fault, a crash is not."""
-    w = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
-    others = [w.copy(), np.zeros_like(w), np.sort(w), -w * 1e30]
+    w = np.random.default_rng(0).standard_normal((1 << 8, 1 << 12)).astype(dtype)
+    others = [w.copy(), np.zeros_like(w), np.sort(w), w * dtype(-1e4)]
     stop = threading.Event()
 
     def write() -> None:
@@ -55,7 +59,7 @@ def test_a_concurrent_writer_gets_a_mask_or_an_error() -> None:
     try:
         for share in np.linspace(0.05, 0.95, 40):
             try:
-                assert gs.topk_mask(w, sparsity=share).packed.size == w.size // 8
+                assert gs.topk_mask(w, sparsity=share, group=group).packed.size == w.size // 8
             except RuntimeError as error:
                 assert "must not change during the call" in str(error)  # noqa: PT017
     finally:

@@ -308,8 +308,10 @@ class Engine {
         const std::int64_t n = std::min(tile_size, open - first);
         kernels<T>().keys(s.chunk_values.get() + first, n, nan_.rank, s.keys);
         for (std::int64_t j = 0; j < n; ++j) {
-          found[first + j] = {s.keys[j], s.chunk_open[static_cast<std::size_t>(first + j)]};
-          ++counted[bins.of(s.keys[j])];
+          // Another thread that writes to the inputs meanwhile may have moved a score that was read twice.
+          const Key key = std::clamp(s.keys[j], bracket.low, bracket.high);
+          found[first + j] = {key, s.chunk_open[static_cast<std::size_t>(first + j)]};
+          ++counted[bins.of(key)];
         }
       }
       if (s.unclaimed += open; s.unclaimed >= 1024) room.fetch_sub(std::exchange(s.unclaimed, 0));

@@ -94,6 +94,7 @@ class Rows {
 
   bool try_bracket(std::int64_t row, RowScratch& s) {
     s.found.clear();
+    const Key lowest = key_of(s.low), highest = key_of(s.high);
     std::int64_t kept = 0;
     for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
       StreamCounts counts{};
@@ -103,7 +104,9 @@ class Rows {
       const std::size_t before = s.found.size();
       s.found.resize(before + static_cast<std::size_t>(counts.open));
       for (std::int64_t j = 0; j < counts.open; ++j)
-        s.found[before + static_cast<std::size_t>(j)] = {s.keys[j], static_cast<std::uint32_t>(col + s.open[j])};
+        s.found[before + static_cast<std::size_t>(j)] = {
+            std::clamp(s.keys[j], lowest, highest),  // see Engine::stream()
+            static_cast<std::uint32_t>(col + s.open[j])};
     }
     const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.found.size());
     if (rank < 0 || rank > found) return false;
