@@ -121,12 +121,9 @@ class Engine {
   // itself.
   struct alignas(64) Part {
     std::int64_t kept = 0, equal = 0;
-    const std::vector<Candidate<Key>>* list = nullptr;
-    std::size_t begin = 0, count = 0;
-    std::span<const Candidate<Key>> found() const {  // in order
-      return count == 0 ? std::span<const Candidate<Key>>{}
-                        : std::span<const Candidate<Key>>{list->data() + begin, count};
-    }
+    const Candidate<Key>* first = nullptr;
+    std::size_t count = 0;
+    std::span<const Candidate<Key>> found() const { return {first, count}; }  // in order
   };
 
   // Candidates by the bin of their key, as one worker counts them.
@@ -191,10 +188,13 @@ class Engine {
           if (rank == 0) return;
           const auto base = position(chunks_[c], row, col);
           Part& part = parts_[c];
-          if (part.list == nullptr) part.list = &s.found, part.begin = s.found.size();
+          Candidate<Key>* to = part.count == 0 ? s.found.room(chunk_size) : s.found.room(0);
+          if (part.count == 0) part.first = to;
+          std::size_t found = 0;
           for (std::int64_t i = 0; i < open; ++i)
-            if (s.open[i] < n) s.found.push_back({s.keys[s.open[i]], base + s.open[i]});
-          part.count = s.found.size() - part.begin;
+            if (s.open[i] < n) to[found++] = {s.keys[s.open[i]], base + s.open[i]};
+          s.found.take(found);
+          part.count += found;
         });
     if (rank > 0) {
       const Bins bins(bottom, top);
@@ -298,11 +298,9 @@ class Engine {
       const std::size_t c = which[static_cast<std::size_t>(i)];
       if (room.load(std::memory_order_relaxed) < 0) return;
       const std::int64_t open = stream_chunk(c, high, low, s, true);
-      const std::size_t begin = s.found.size();
-      s.found.resize(begin + static_cast<std::size_t>(open));
-      Candidate<Key>* found = s.found.data() + begin;
-      parts_[c].list = &s.found;
-      parts_[c].begin = begin;
+      Candidate<Key>* found = s.found.room(static_cast<std::size_t>(open));
+      s.found.take(static_cast<std::size_t>(open));
+      parts_[c].first = found;
       parts_[c].count = static_cast<std::size_t>(open);
       for (std::int64_t first = 0; first < open; first += tile_size) {
         const std::int64_t n = std::min(tile_size, open - first);

@@ -45,6 +45,7 @@ class Rows {
  private:
   struct RowScratch : Scratch<T> {
     std::vector<Key> keys_of_row, sorted, members;
+    std::vector<Candidate<Key>> candidates;
     bool known = false;    // whether there is a bracket to try
     bool crowded = false;  // so many scores equal an end of it that the last one to keep is probably one of them
     T low, high;
@@ -93,7 +94,7 @@ class Rows {
   }
 
   bool try_bracket(std::int64_t row, RowScratch& s) {
-    s.found.clear();
+    s.candidates.clear();
     const Key lowest = key_of(s.low), highest = key_of(s.high);
     std::int64_t kept = 0;
     for (std::int64_t col = 0; col < item_.cols(); col += tile_size) {
@@ -101,14 +102,14 @@ class Rows {
       kept += stream_tile<T>(item_, row, col, std::min(tile_size, item_.cols() - col), s.high, s.low, nan_, s, s.values,
                              s.open, counts);
       kernels<T>().keys(s.values, counts.open, nan_.rank, s.keys);
-      const std::size_t before = s.found.size();
-      s.found.resize(before + static_cast<std::size_t>(counts.open));
+      const std::size_t before = s.candidates.size();
+      s.candidates.resize(before + static_cast<std::size_t>(counts.open));
       for (std::int64_t j = 0; j < counts.open; ++j)
-        s.found[before + static_cast<std::size_t>(j)] = {
+        s.candidates[before + static_cast<std::size_t>(j)] = {
             std::clamp(s.keys[j], lowest, highest),  // see Engine::stream()
             static_cast<std::uint32_t>(col + s.open[j])};
     }
-    const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.found.size());
+    const std::int64_t rank = count_ - kept, found = static_cast<std::int64_t>(s.candidates.size());
     if (rank < 0 || rank > found) return false;
     if (rank > 0) aim(score_of<T>(keep_best(rank, s, mask(row))), found, s);
     return true;
@@ -118,13 +119,13 @@ class Rows {
   static Key keep_best(std::int64_t rank, RowScratch& s, std::uint8_t* bits) {
     const KeyBins<Key, 6> bins(key_of(s.low), key_of(s.high));
     std::uint32_t counts[bins.count] = {};
-    for (const auto& candidate : s.found) ++counts[bins.of(candidate.key)];
+    for (const auto& candidate : s.candidates) ++counts[bins.of(candidate.key)];
     std::size_t bin = bins.count - 1;
     for (; bin > 0 && rank > counts[bin]; --bin) rank -= counts[bin];
     if (rank > counts[bin]) throw_changed();
     s.members.clear();
     Key least = std::numeric_limits<Key>::max(), most = std::numeric_limits<Key>::min();
-    for (const auto& candidate : s.found)
+    for (const auto& candidate : s.candidates)
       if (bins.of(candidate.key) == bin) {
         s.members.push_back(candidate.key);
         least = std::min(least, candidate.key);
@@ -134,7 +135,7 @@ class Rows {
     if (least != most) std::nth_element(s.members.begin(), last, s.members.end(), std::greater<Key>());
     const Key limit = *last;
     std::int64_t ties = std::count(s.members.begin(), last + 1, limit);
-    for (const auto& candidate : s.found) {  // in order, without a branch
+    for (const auto& candidate : s.candidates) {  // in order, without a branch
       const bool tie = candidate.key == limit && ties > 0, keep = candidate.key > limit || tie;
       ties -= tie;
       bits[candidate.at / 8] = static_cast<std::uint8_t>(bits[candidate.at / 8] | int{keep} << (candidate.at % 8));

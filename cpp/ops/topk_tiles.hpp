@@ -23,6 +23,30 @@ struct Candidate {
   std::uint32_t at;
 };
 
+// A list that grows by blocks: nothing is copied, and no more is held than was asked for.
+template <class Key>
+class CandidateList {
+ public:
+  // Room for n <= chunk_size candidates side by side, behind those that were taken.
+  Candidate<Key>* room(std::size_t n) {
+    if (blocks_.empty() || used_ + n > block) {
+      blocks_.push_back(std::make_unique_for_overwrite<Candidate<Key>[]>(block));
+      used_ = 0;
+    }
+    return blocks_.back().get() + used_;
+  }
+  void take(std::size_t n) { used_ += n; }
+  void clear() {
+    blocks_.clear();
+    used_ = 0;
+  }
+
+ private:
+  static constexpr std::size_t block = 2 * chunk_size;
+  std::vector<std::unique_ptr<Candidate<Key>[]>> blocks_;
+  std::size_t used_ = 0;  // of the last block
+};
+
 template <class T>
 struct Scratch : ScoreScratch<T> {
   using Key = typename KeyOf<T>::type;
@@ -31,7 +55,7 @@ struct Scratch : ScoreScratch<T> {
   std::uint32_t open[tile_size + 2];
   std::unique_ptr<T[]> chunk_values;  // as many as a chunk has elements, where an engine streams whole chunks
   std::unique_ptr<std::uint32_t[]> chunk_open;
-  std::vector<Candidate<Key>> found;
+  CandidateList<Key> found;
   std::int64_t unclaimed = 0;  // candidates that have not yet been taken from the room for them
   ScoreScratch<float> narrow;  // float32 tensors that compete with float64 ones
 };
