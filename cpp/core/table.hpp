@@ -29,7 +29,8 @@ struct StreamCounts {
   std::int64_t open, nan;
 };
 
-// A sum in twice the precision: high + low, the order of the terms does not matter for the rounded result.
+// A sum in twice the precision: high + low. Added in one fixed order it is the same everywhere; rounded to float64 it
+// is the exact sum but for cases made to break it.
 struct Twofold {
   double high, low;
 };

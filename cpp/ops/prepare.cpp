@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -12,7 +13,8 @@
 namespace gossamer {
 namespace {
 
-// --- sums that are rounded once --------------------------------------------------------------------------------------
+// --- sums in twice the precision
+// --------------------------------------------------------------------------------------
 
 void add(Twofold& sum, Twofold term) {
   const double high = sum.high + term.high, part = high - sum.high;
@@ -24,7 +26,6 @@ double or_one(double sum) { return sum == 0 ? 1 : sum; }
 
 template <class T>
 struct Summing : ScoreScratch<T> {
-  std::vector<Twofold> columns;
   Twofold lanes[64] = {};
 
   void add_lanes(const T* x, std::int64_t n) {
@@ -56,25 +57,27 @@ void prepare_ria(ScoreSource& source) {
   ScoreSource sizes = source;
   sizes.method = nullptr;
   sizes.criterion = Criterion::magnitude;
-  PerWorker<Summing<T>> scratch;
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, cols));
-  parallel_for((rows + step - 1) / step, scratch, [&](std::int64_t chunk, Summing<T>& s) {
-    s.columns.resize(static_cast<std::size_t>(cols));
-    for (std::int64_t row = chunk * step; row < std::min(rows, (chunk + 1) * step); ++row) {
-      for (std::int64_t col = 0; col < cols; col += tile_size) {
-        const std::int64_t n = std::min(tile_size, cols - col);
-        const T* x = score_tile(sizes, row, col, n, s);
-        s.add_lanes(x, n);
-        kernels<T>().add_twofold(x, s.columns.data() + col, n);
-      }
-      sums->rows[static_cast<std::size_t>(row)] = or_one(rounded(s.take_lanes()));
+  for_rows(rows, cols, [&](std::int64_t row) {
+    auto s = std::make_unique<Summing<T>>();
+    for (std::int64_t col = 0; col < cols; col += tile_size) {
+      const std::int64_t n = std::min(tile_size, cols - col);
+      s->add_lanes(score_tile(sizes, row, col, n, *s), n);
     }
+    sums->rows[static_cast<std::size_t>(row)] = or_one(rounded(s->take_lanes()));
   });
-  std::vector<Twofold> total(static_cast<std::size_t>(cols));
-  scratch.for_each([&](Summing<T>& s) {
-    for (std::size_t c = 0; c < s.columns.size(); ++c) add(total[c], s.columns[c]);
+  // Threads share the columns, never a sum: each is added in the order of the rows.
+  constexpr std::int64_t width = 512;
+  sums->columns.resize(static_cast<std::size_t>(cols));
+  parallel_for((cols + width - 1) / width, [&](std::int64_t strip) {
+    auto s = std::make_unique<Summing<T>>();
+    const std::int64_t col = strip * width, n = std::min(width, cols - col);
+    std::vector<Twofold> total(static_cast<std::size_t>(n));
+    for (std::int64_t row = 0; row < rows; ++row)
+      kernels<T>().add_twofold(score_tile(sizes, row, col, n, *s), total.data(), n);
+    for (std::int64_t i = 0; i < n; ++i)
+      sums->columns[static_cast<std::size_t>(col + i)] =
+          static_cast<T>(or_one(rounded(total[static_cast<std::size_t>(i)])));
   });
-  for (const Twofold& sum : total) sums->columns.push_back(static_cast<T>(or_one(rounded(sum))));
   const std::int64_t shape[] = {1, cols};
   source.columns = Array(sums->columns.data(), dtype_of<T>, 2, shape, nullptr, "ria: columns");
   source.numbers = sums->rows.data();
@@ -87,13 +90,19 @@ template <class T>
 Twofold saliency(ScoreSource source) {
   source.criterion = Criterion::taylor;
   source = source.flattened();
+  std::vector<Chunk> chunks;
+  append_chunks(chunks, 0, source.rows(), source.cols());
+  std::vector<Twofold> sums(chunks.size());  // added in the order of the chunks, whoever has made them
   PerWorker<Summing<T>> scratch;
-  for_all_tiles(source.rows(), source.cols(), scratch,
-                [&](Summing<T>& s, std::int64_t row, std::int64_t col, std::int64_t n) {
-                  s.add_lanes(score_tile(source, row, col, n, s), n);
-                });
+  parallel_for(static_cast<std::int64_t>(chunks.size()), scratch, [&](std::int64_t i, Summing<T>& s) {
+    const auto c = static_cast<std::size_t>(i);
+    for_tiles(chunks[c], tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+      s.add_lanes(score_tile(source, row, col, n, s), n);
+    });
+    sums[c] = s.take_lanes();
+  });
   Twofold sum{};
-  scratch.for_each([&](Summing<T>& s) { add(sum, s.take_lanes()); });
+  for (const Twofold& part : sums) add(sum, part);
   return sum;
 }
 

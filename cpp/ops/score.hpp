@@ -62,7 +62,7 @@ struct ScoreSource {
 void check_source(const char* function, const char* name, const ScoreSource& source);
 
 // The sources ready to be scored: what takes a look at whole tensors (the sums of ria and snip, the order of lamp, the
-// distances of fpgm) is done here. Sums are rounded once, whatever the order.
+// distances of fpgm) is done here, in an order that does not depend on the threads.
 std::vector<ScoreSource> prepare(std::span<const ScoreSource> sources);
 
 template <class T>

@@ -90,6 +90,7 @@ class Rows {
       keys_of<T>(item_, row, col, tile_end(col), nan_, s, s.keys);
       kernels<T>().mark_ties(s.keys, tile_end(col), key_of(tied), &quota, item_.mask + item_.byte(row, col));
     }
+    if (quota != 0) throw_changed();
     return true;
   }
 
@@ -176,6 +177,7 @@ class Rows {
     row[0].mask = mask(r);
     if (item_.prior != nullptr) row[0].prior += item_.byte(r, 0);
     keep_top(row, count_, nan_);
+    if (row[0].nnz != count_) throw_changed();
   }
 
   Item& item_;
