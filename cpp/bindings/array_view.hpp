@@ -27,7 +27,7 @@ inline bool find_dtype(const py::array& array, DType& dtype) {
   return given.kind() == 'V' && given.itemsize() == 2 && dtype_name(array) == "bfloat16";
 }
 
-inline Array any_view(const char* function, const char* argument, const py::array& array) {
+inline Array view(const char* function, const char* argument, const py::array& array) {
   const std::string what = std::string(function) + ": " + argument;
   DType dtype{};
   if (!find_dtype(array, dtype))
@@ -46,21 +46,21 @@ inline void check_writable(const char* function, const char* argument, const py:
   if (!array.writeable())
     value_error(std::string(function) + ": " + argument + " must be writable, got a read-only array");
 }
-inline Array any_writable_view(const char* function, const char* argument, const py::array& array) {
-  check_writable(function, argument, array);
-  return any_view(function, argument, array);
-}
-
-// For the products, which know no 16-bit values.
-inline Array view(const char* function, const char* argument, const py::array& array) {
-  DType dtype{};
-  if (!find_dtype(array, dtype) || is_16_bit(dtype))
-    type_error(std::string(function) + ": " + argument + " must be float32 or float64, got " + dtype_name(array));
-  return any_view(function, argument, array);
-}
 inline Array writable_view(const char* function, const char* argument, const py::array& array) {
   check_writable(function, argument, array);
   return view(function, argument, array);
+}
+
+// For the products, which know no 16-bit values.
+inline Array wide_view(const char* function, const char* argument, const py::array& array) {
+  DType dtype{};
+  if (!find_dtype(array, dtype) || is_16_bit(dtype))
+    type_error(std::string(function) + ": " + argument + " must be float32 or float64, got " + dtype_name(array));
+  return view(function, argument, array);
+}
+inline Array wide_writable_view(const char* function, const char* argument, const py::array& array) {
+  check_writable(function, argument, array);
+  return wide_view(function, argument, array);
 }
 
 // A contiguous buffer of exactly `size` T that the Python side has made (or, where writable is false, checked).

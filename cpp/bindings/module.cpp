@@ -57,10 +57,10 @@ ScoreSource make_source(const char* function, const std::string& method, const p
                         const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index) {
   ScoreSource source;
   source.method = method.empty() ? nullptr : &find_method(function, method.c_str());
-  source.weights = any_view(function, source.method == nullptr ? "scores" : "weights", weights);
+  source.weights = view(function, source.method == nullptr ? "scores" : "weights", weights);
   if (source.method != nullptr && source.method->uses_aux()) {
     if (!aux) value_error(format("%s: %s needs an input that is missing", function, method.c_str()));
-    source.aux = any_view(function, source.method->needs == Needs::grads ? "grads" : "stats", *aux);
+    source.aux = view(function, source.method->needs == Needs::grads ? "grads" : "stats", *aux);
   }
   source.seed = seed;
   source.first_index = first_index;
@@ -85,7 +85,7 @@ void bind_score(const std::string& method, const Arrays& weights, const Optional
     sources.push_back(make_source("score", method, weights[i], aux[i], seed, index));
     const ScoreSource& s = sources.back();
     index += s.weights.size();
-    to.push_back(any_writable_view("score", "out", outs[i]));
+    to.push_back(writable_view("score", "out", outs[i]));
     read_weights.push_back(s.weights);
     read_aux.push_back(s.method != nullptr && s.method->uses_aux() ? s.aux : s.weights);
     const Array own[] = {read_weights.back(), read_aux.back()};
@@ -128,7 +128,7 @@ std::vector<std::int64_t> bind_select(const std::string& function, const std::ve
     const std::int64_t bytes = mask_bytes(t.source.weights);
     t.mask = buffer<std::uint8_t>("mask", masks[i], bytes, true);
     if (priors[i]) t.prior = buffer<std::uint8_t>("prior", *priors[i], bytes, false);
-    if (!outs.empty()) to.push_back(any_writable_view(f, "out", outs[i]));
+    if (!outs.empty()) to.push_back(writable_view(f, "out", outs[i]));
   }
   {
     const Running running;
@@ -151,7 +151,7 @@ py::tuple bind_collect(const std::string& function, const std::string& method, c
                        const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index, double low, double high,
                        const py::array& values) {
   Item item = make_item(function.c_str(), method, weights, aux, seed, first_index);
-  const Array to = any_writable_view(function.c_str(), "values", values);
+  const Array to = writable_view(function.c_str(), "values", values);
   if (!to.contiguous() || to.size() != item.size() || to.dtype() != item.source.dtype())
     value_error("_core: values must have room for all scores");
   std::atomic<bool> nan{false};
@@ -168,7 +168,7 @@ py::tuple bind_keep_above(const std::string& function, const std::string& method
                           const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index, double threshold,
                           std::int64_t ties, const py::array& mask) {
   Item item = make_item(function.c_str(), method, weights, aux, seed, first_index);
-  item.mask = buffer<std::uint8_t>("mask", mask, mask_bytes(any_view(function.c_str(), "weights", weights)), true);
+  item.mask = buffer<std::uint8_t>("mask", mask, mask_bytes(view(function.c_str(), "weights", weights)), true);
   std::int64_t used = 0;
   {
     const Running running;
@@ -182,8 +182,8 @@ void bind_apply_mask(const Arrays& weights, const Arrays& masks, const Arrays& o
   std::vector<Array> from, to;
   std::vector<const std::uint8_t*> bits;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    from.push_back(any_view("apply_mask", "weights", weights[i]));
-    to.push_back(any_writable_view("apply_mask", "out", outs[i]));
+    from.push_back(view("apply_mask", "weights", weights[i]));
+    to.push_back(writable_view("apply_mask", "out", outs[i]));
     const Array& w = from.back();
     bits.push_back(buffer<std::uint8_t>("mask", masks[i], mask_bytes(w), false));
     check_out("apply_mask", to.back(), w.rows(), w.cols(), w.dtype(), {&w, 1});
@@ -198,14 +198,14 @@ void bind_adjust(const std::vector<std::string>& names, const Arrays& weights, c
   check_lists(weights.size(), {names.size(), scores.size(), outs.size()});
   std::vector<AdjustTensor> tensors;
   for (std::size_t i = 0; i < weights.size(); ++i)
-    tensors.push_back({names[i], any_view("adjust", "weights", weights[i]), any_view("adjust", "scores", scores[i]),
-                       any_writable_view("adjust", "out", outs[i])});
+    tensors.push_back({names[i], view("adjust", "weights", weights[i]), view("adjust", "scores", scores[i]),
+                       writable_view("adjust", "out", outs[i])});
   const Running running;
   adjust("adjust", tensors, rate, rule);
 }
 
 void bind_nonzero_mask(const std::string& function, const py::array& weights, const py::array& mask) {
-  const Array w = any_view(function.c_str(), "w", weights);
+  const Array w = view(function.c_str(), "w", weights);
   std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), true);
   const Running running;
   nonzero_mask(w, bits);
@@ -231,14 +231,14 @@ void bind_indices(const py::array& mask, std::int64_t rows, std::int64_t cols, c
 }
 
 void bind_add_squares(const py::array& x, double decay, const py::array& sums) {
-  const Array a = any_view("Stats.update", "x", x);
+  const Array a = view("Stats.update", "x", x);
   double* to = buffer<double>("sums", sums, a.cols(), true);
   const Running running;
   add_squares(a, decay, to);
 }
 
 void bind_subtract_products(const py::array& weights, const py::array& grads, double decay, const py::array& sums) {
-  const Array w = any_view("Stats.update", "weights", weights), g = any_view("Stats.update", "grads", grads);
+  const Array w = view("Stats.update", "weights", weights), g = view("Stats.update", "grads", grads);
   if (g.rows() != w.rows() || g.cols() != w.cols()) value_error("Stats.update: grads must have the shape of weights");
   double* to = buffer<double>("sums", sums, w.size(), true);
   const Running running;
@@ -287,10 +287,10 @@ void bind_mask_to_indices(const py::array& mask, std::int64_t rows, std::int64_t
 
 void bind_mask_to_values(const std::string& function, const py::array& weights, const py::array& mask,
                          const py::array& indptr, const py::array& values) {
-  const Array w = view(function.c_str(), "w", weights);
+  const Array w = wide_view(function.c_str(), "w", weights);
   const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), false);
   const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, w.rows() + 1, false);
-  const Array v = writable_view(function.c_str(), "values", values);
+  const Array v = wide_writable_view(function.c_str(), "values", values);
   if (v.dtype() != w.dtype() || !v.contiguous() || v.size() != count_mask(bits, w.rows(), w.cols()) ||
       v.size() != starts[w.rows()])
     value_error("_core: values do not belong to the mask");
@@ -307,7 +307,7 @@ void bind_pattern_to_mask(std::int64_t rows, std::int64_t cols, const py::array&
 }
 
 Array values_view(const char* function, const CsrPattern& p, const py::array& values) {
-  const Array v = view(function, "values", values);
+  const Array v = wide_view(function, "values", values);
   if (!v.contiguous() || v.size() != p.nnz())
     value_error(format("%s: values must have one entry a kept position", function));
   return v;
@@ -316,7 +316,7 @@ Array values_view(const char* function, const CsrPattern& p, const py::array& va
 void bind_values_to_dense(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
                           const py::array& values, const py::array& out) {
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = values_view("to_dense", p, values), to = writable_view("to_dense", "out", out);
+  const Array v = values_view("to_dense", p, values), to = wide_writable_view("to_dense", "out", out);
   if (!to.contiguous() || to.size() != rows * cols || to.dtype() != v.dtype())
     value_error("_core: out must be a contiguous matrix of the values' dtype");
   const Running running;
@@ -341,8 +341,8 @@ Epilogue make_epilogue(const char* function, const OptionalArray& bias, const st
                        const OptionalArray& residual) {
   Epilogue e;
   e.activation = parse_activation(function, activation);
-  if (bias) e.bias = view(function, "bias", *bias);
-  if (residual) e.residual = view(function, "residual", *residual);
+  if (bias) e.bias = wide_view(function, "bias", *bias);
+  if (residual) e.residual = wide_view(function, "residual", *residual);
   return e;
 }
 
@@ -352,7 +352,7 @@ void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t co
                  const py::array& out) {
   const char* f = function.c_str();
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = values_view(f, p, values), from = view(f, "x", x), to = writable_view(f, "out", out);
+  const Array v = values_view(f, p, values), from = wide_view(f, "x", x), to = wide_writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
   const Running running;
   matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
@@ -363,15 +363,15 @@ void bind_check_product(const std::string& function, std::int64_t rows, std::int
                         bool linear, const OptionalArray& bias, const std::string& activation,
                         const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
-  check_product(f, rows, cols, view(f, "x", x), linear, make_epilogue(f, bias, activation, residual),
-                writable_view(f, "out", out));
+  check_product(f, rows, cols, wide_view(f, "x", x), linear, make_epilogue(f, bias, activation, residual),
+                wide_writable_view(f, "out", out));
 }
 
 void bind_epilogue(const std::string& function, bool linear, const OptionalArray& bias, const std::string& activation,
                    const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
   const Epilogue e = make_epilogue(f, bias, activation, residual);
-  const Array to = writable_view(f, "out", out);
+  const Array to = wide_writable_view(f, "out", out);
   const Running running;
   apply_epilogue(f, linear, e, to);
 }
@@ -379,7 +379,7 @@ void bind_epilogue(const std::string& function, bool linear, const OptionalArray
 void bind_activation_grad(const py::array& z, const py::array& dy, const std::string& activation,
                           const py::array& out) {
   constexpr const char* f = "SparseLinear.backward";
-  const Array at = view(f, "z", z), from = view(f, "dy", dy), to = writable_view(f, "out", out);
+  const Array at = wide_view(f, "z", z), from = wide_view(f, "dy", dy), to = wide_writable_view(f, "out", out);
   const Act act = parse_activation(f, activation);
   const Running running;
   activation_grad(f, at, from, act, to);
@@ -389,7 +389,7 @@ void bind_sddmm(const std::string& function, const py::array& x, const py::array
                 std::int64_t cols, const py::array& indptr, const py::array& indices, const py::array& values) {
   const char* f = function.c_str();
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array a = view(f, "x", x), b = view(f, "y", y), to = writable_view(f, "values", values);
+  const Array a = wide_view(f, "x", x), b = wide_view(f, "y", y), to = wide_writable_view(f, "values", values);
   if (!to.contiguous() || to.size() != p.nnz()) value_error(format("%s: out must have one value a kept position", f));
   const Running running;
   sddmm(f, a, b, p, to.dtype(), to.data());

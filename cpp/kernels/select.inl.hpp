@@ -98,6 +98,29 @@ inline void prefetch_group(const X* x) {
     __builtin_prefetch(reinterpret_cast<const char*>(x) + (16 << 10) + 64 * line);
 }
 
+// The bits of `allowed` for the group of 64 that begins at i.
+inline std::uint64_t allowed_word(const std::uint8_t* allowed, std::int64_t i, std::int64_t n) {
+  std::uint64_t word = 0;
+  __builtin_memcpy(&word, allowed + i / 8, n - i >= 64 ? 8 : static_cast<std::size_t>((n - i + 7) / 8));
+  return word;
+}
+
+// write(at, bit) for the bits that are set, `at` counting on from `found`; -> the count after them. Two are always
+// written and then counted or not: with a loop alone, every open score cost two mispredictions.
+template <class Write>
+inline std::int64_t write_open(std::uint64_t maybe, std::int64_t found, Write&& write) {
+  constexpr std::uint64_t last = std::uint64_t{1} << 63;
+  std::uint64_t others = maybe & (maybe - 1);
+  write(found, __builtin_ctzll(maybe | last));
+  write(found + 1, __builtin_ctzll(others | last));
+  const int count = __builtin_popcountll(maybe);
+  if (__builtin_expect(count > 2, 0)) {
+    std::int64_t at = found + 2;
+    for (others &= others - 1; others != 0; others &= others - 1) write(at++, __builtin_ctzll(others));
+  }
+  return found + count;
+}
+
 // The one-pass kernel: scores in registers, a bit for every score above `high`; the scores in [low, high] are open:
 // counted, and unless `open` is null their positions and values written there, with room for two more than there are.
 // NaN is counted apart and kept or not as `keep_nan` says. Positions that `allowed` (null: all) leaves out get no bit
@@ -142,8 +165,7 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
     std::uint64_t maybe = ~(sure | lower) & valid;  // NaN is neither above nor below
     sure &= valid;
     if (allowed != nullptr) {
-      std::uint64_t mask = 0;
-      __builtin_memcpy(&mask, allowed + i / 8, n - i >= 64 ? 8 : static_cast<std::size_t>((n - i + 7) / 8));
+      const std::uint64_t mask = allowed_word(allowed, i, n);
       sure &= mask;
       for (std::uint64_t out = maybe & ~mask; out != 0; out &= out - 1)
         nans += group[__builtin_ctzll(out)] != group[__builtin_ctzll(out)];
@@ -158,24 +180,10 @@ std::int64_t stream(const TileInputs<T>& in, const std::uint8_t* allowed, std::i
       found += __builtin_popcountll(maybe & ~nan);
       if (keep_nan) sure |= nan;
     } else {
-      // Two are always written and then counted or not: with a loop alone, every open score cost two mispredictions.
-      constexpr std::uint64_t last = std::uint64_t{1} << 63;
-      std::uint64_t others = maybe & (maybe - 1);
-      const int first = __builtin_ctzll(maybe | last), second = __builtin_ctzll(others | last);
-      values[found] = group[first];
-      open[found] = static_cast<std::uint32_t>(i + first);
-      values[found + 1] = group[second];
-      open[found + 1] = static_cast<std::uint32_t>(i + second);
-      const int count = __builtin_popcountll(maybe);
-      if (__builtin_expect(count > 2, 0)) {
-        std::int64_t at = found + 2;
-        for (others &= others - 1; others != 0; others &= others - 1) {
-          const int j = __builtin_ctzll(others);
-          values[at] = group[j];
-          open[at++] = static_cast<std::uint32_t>(i + j);
-        }
-      }
-      found += count;
+      found = write_open(maybe, found, [&](std::int64_t at, int j) {
+        values[at] = group[j];
+        open[at] = static_cast<std::uint32_t>(i + j);
+      });
     }
     store_bits(sure, n - i, bits + i / 8);
     kept += __builtin_popcountll(sure);
@@ -279,21 +287,13 @@ std::int64_t stream_16(const TileInputs<float>& in, const std::uint8_t* allowed,
     std::uint64_t maybe = ~(sure | lower) & valid;
     sure &= valid;
     if (allowed != nullptr) {
-      std::uint64_t mask = 0;
-      __builtin_memcpy(&mask, allowed + i / 8, n - i >= 64 ? 8 : static_cast<std::size_t>((n - i + 7) / 8));
+      const std::uint64_t mask = allowed_word(allowed, i, n);
       sure &= mask;
       maybe &= mask;
     }
-    if (open != nullptr) {
-      constexpr std::uint64_t last = std::uint64_t{1} << 63;
-      std::uint64_t others = maybe & (maybe - 1);
-      open[found] = static_cast<std::uint32_t>(i + __builtin_ctzll(maybe | last));
-      open[found + 1] = static_cast<std::uint32_t>(i + __builtin_ctzll(others | last));
-      std::int64_t at = found + 2;
-      for (others &= others - 1; others != 0; others &= others - 1)
-        open[at++] = static_cast<std::uint32_t>(i + __builtin_ctzll(others));
-    }
-    found += __builtin_popcountll(maybe);
+    found = open == nullptr ? found + __builtin_popcountll(maybe)
+                            : write_open(maybe, found,
+                                         [&](std::int64_t at, int j) { open[at] = static_cast<std::uint32_t>(i + j); });
     store_bits(sure, n - i, bits + i / 8);
     kept += __builtin_popcountll(sure);
   }

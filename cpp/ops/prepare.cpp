@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <memory>
-#include <string_view>
 #include <utility>
 
 #include "core/parallel.hpp"
@@ -13,8 +12,7 @@
 namespace gossamer {
 namespace {
 
-// --- sums in twice the precision
-// --------------------------------------------------------------------------------------
+// --- sums in twice the precision ------------------------------------------------------------------------------------
 
 void add(Twofold& sum, Twofold term) {
   const double high = sum.high + term.high, part = high - sum.high;
@@ -41,6 +39,14 @@ struct Summing : ScoreScratch<T> {
   }
 };
 
+// |w| of the source's weights, to be read tile by tile.
+ScoreSource sizes_of(const ScoreSource& source) {
+  ScoreSource sizes = source;
+  sizes.method = nullptr;
+  sizes.criterion = Criterion::magnitude;
+  return sizes;
+}
+
 // --- ria -------------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -54,26 +60,23 @@ void prepare_ria(ScoreSource& source) {
   const std::int64_t rows = source.rows(), cols = source.cols();
   auto sums = std::make_shared<RiaSums<T>>();
   sums->rows.resize(static_cast<std::size_t>(rows));
-  ScoreSource sizes = source;
-  sizes.method = nullptr;
-  sizes.criterion = Criterion::magnitude;
-  for_rows(rows, cols, [&](std::int64_t row) {
-    auto s = std::make_unique<Summing<T>>();
+  const ScoreSource sizes = sizes_of(source);
+  PerWorker<Summing<T>> scratch;
+  for_rows(rows, cols, scratch, [&](std::int64_t row, Summing<T>& s) {
     for (std::int64_t col = 0; col < cols; col += tile_size) {
       const std::int64_t n = std::min(tile_size, cols - col);
-      s->add_lanes(score_tile(sizes, row, col, n, *s), n);
+      s.add_lanes(score_tile(sizes, row, col, n, s), n);
     }
-    sums->rows[static_cast<std::size_t>(row)] = or_one(rounded(s->take_lanes()));
+    sums->rows[static_cast<std::size_t>(row)] = or_one(rounded(s.take_lanes()));
   });
   // Threads share the columns, never a sum: each is added in the order of the rows.
   constexpr std::int64_t width = 512;
   sums->columns.resize(static_cast<std::size_t>(cols));
-  parallel_for((cols + width - 1) / width, [&](std::int64_t strip) {
-    auto s = std::make_unique<Summing<T>>();
+  parallel_for((cols + width - 1) / width, scratch, [&](std::int64_t strip, Summing<T>& s) {
     const std::int64_t col = strip * width, n = std::min(width, cols - col);
     std::vector<Twofold> total(static_cast<std::size_t>(n));
     for (std::int64_t row = 0; row < rows; ++row)
-      kernels<T>().add_twofold(score_tile(sizes, row, col, n, *s), total.data(), n);
+      kernels<T>().add_twofold(score_tile(sizes, row, col, n, s), total.data(), n);
     for (std::int64_t i = 0; i < n; ++i)
       sums->columns[static_cast<std::size_t>(col + i)] =
           static_cast<T>(or_one(rounded(total[static_cast<std::size_t>(i)])));
@@ -162,9 +165,7 @@ void prepare_lamp(ScoreSource& source) {
   auto scores = std::make_shared<std::vector<T>>(static_cast<std::size_t>(n));
   {
     std::vector<T> sizes(static_cast<std::size_t>(n));
-    ScoreSource read = source;
-    read.method = nullptr;
-    read.criterion = Criterion::magnitude;
+    const ScoreSource read = sizes_of(source);
     PerWorker<ScoreScratch<T>> scratch;
     for_all_tiles(read.rows(), read.cols(), scratch,
                   [&](ScoreScratch<T>& s, std::int64_t row, std::int64_t col, std::int64_t count) {
@@ -211,28 +212,27 @@ void prepare_fpgm(ScoreSource& source) {
   source.owned = sums;
 }
 
-bool is(const ScoreSource& source, const char* name) {
-  return source.method != nullptr && source.method->name == std::string_view(name);
-}
-
 }  // namespace
 
 std::vector<ScoreSource> prepare(std::span<const ScoreSource> sources) {
   std::vector<ScoreSource> ready(sources.begin(), sources.end());
-  Twofold saliencies{};
+  Twofold saliencies{};  // of snip, over all tensors
   for (ScoreSource& source : ready) {
-    if (source.method != nullptr) source.criterion = source.method->criterion;
-    if (source.method == nullptr || !source.method->whole) continue;
+    if (source.method == nullptr) continue;
+    source.criterion = source.method->criterion;
     dispatch(source.dtype(), [&](auto zero) {
       using T = decltype(zero);
-      if (is(source, "ria")) return prepare_ria<T>(source);
-      if (is(source, "lamp")) return prepare_lamp<T>(source);
-      if (is(source, "fpgm")) return prepare_fpgm<T>(source);
-      add(saliencies, saliency<T>(source));  // snip: a sum over all tensors
+      switch (source.method->whole) {
+        case Whole::none: break;
+        case Whole::ria: prepare_ria<T>(source); break;
+        case Whole::snip: add(saliencies, saliency<T>(source)); break;
+        case Whole::lamp: prepare_lamp<T>(source); break;
+        case Whole::fpgm: prepare_fpgm<T>(source); break;
+      }
     });
   }
   for (ScoreSource& source : ready)
-    if (is(source, "snip")) source.number = or_one(rounded(saliencies));
+    if (source.method != nullptr && source.method->whole == Whole::snip) source.number = or_one(rounded(saliencies));
   return ready;
 }
 

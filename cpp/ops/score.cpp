@@ -17,21 +17,21 @@ std::span<const Method> methods() {
   using C = Criterion;
   using N = Needs;
   static const Method list[] = {
-      {"magnitude", N::nothing, C::magnitude, false, "tensor", false},
-      {"gradient", N::grads, C::magnitude, true, "tensor", false},
-      {"taylor", N::grads, C::taylor, false, "tensor", false},
-      {"taylor2", N::grads, C::taylor2, false, "tensor", false},
-      {"movement", N::movement, C::identity, true, "tensor", false},
-      {"fisher", N::grad2, C::square, false, "tensor", false},
-      {"obs", N::hessian, C::square, false, "row", false},
-      {"wanda", N::norm, C::wanda, false, "row", false},
-      {"ria", N::norm, C::ria, false, "row", true},
-      {"snip", N::grads, C::share, false, "global", true},
-      {"grasp", N::grads, C::product, false, "global", false},
-      {"synflow", N::grads, C::product, false, "global", false},
-      {"lamp", N::nothing, C::identity, false, "global", true},
-      {"fpgm", N::nothing, C::identity, false, "tensor", true},
-      {"random", N::seed, C::identity, false, "tensor", false},
+      {"magnitude", N::nothing, C::magnitude, false, "tensor"},
+      {"gradient", N::grads, C::magnitude, true, "tensor"},
+      {"taylor", N::grads, C::taylor, false, "tensor"},
+      {"taylor2", N::grads, C::taylor2, false, "tensor"},
+      {"movement", N::movement, C::identity, true, "tensor"},
+      {"fisher", N::grad2, C::square, false, "tensor"},
+      {"obs", N::hessian, C::square, false, "row"},
+      {"wanda", N::norm, C::wanda, false, "row"},
+      {"ria", N::norm, C::ria, false, "row", Whole::ria},
+      {"snip", N::grads, C::share, false, "global", Whole::snip},
+      {"grasp", N::grads, C::product, false, "global"},
+      {"synflow", N::grads, C::product, false, "global", Whole::none, true},
+      {"lamp", N::nothing, C::identity, false, "global", Whole::lamp},
+      {"fpgm", N::nothing, C::identity, false, "tensor", Whole::fpgm},
+      {"random", N::seed, C::identity, false, "tensor"},
   };
   return list;
 }
@@ -46,7 +46,7 @@ const Method& find_method(const char* function, const char* name) {
 }
 
 DType ScoreSource::dtype() const {
-  const bool wide = method != nullptr && std::strcmp(method->name, "synflow") == 0 && aux.dtype() == DType::float64;
+  const bool wide = method != nullptr && method->keeps_wide && aux.dtype() == DType::float64;
   return wide ? DType::float64 : compute_dtype(weights.dtype());
 }
 

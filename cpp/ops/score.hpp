@@ -15,13 +15,17 @@ namespace gossamer {
 enum class Needs : int { nothing, grads, norm, movement, seed, grad2, hessian };
 const char* name_of(Needs needs);  // as in Python: "", "grads", or the kind of the Stats
 
+// The look at whole tensors that a method takes in prepare().
+enum class Whole : int { none, ria, snip, lamp, fpgm };
+
 struct Method {
   const char* name;
   Needs needs;  // what ScoreSource::aux holds: like the weights, or for norm and hessian [1, cols]
   Criterion criterion;
   bool scores_aux;    // the criterion's w is aux: the weights are not read
   const char* group;  // what competes by default in prune()
-  bool whole;         // needs sums over the whole tensor, or all of them: prepare()
+  Whole whole = Whole::none;
+  bool keeps_wide = false;  // float64 aux is not rounded to the dtype of the weights
   bool uses_aux() const { return needs != Needs::nothing && needs != Needs::seed; }
   bool per_column() const { return needs == Needs::norm || needs == Needs::hessian; }
 };
@@ -43,8 +47,7 @@ struct ScoreSource {
   double number = 1;                // r where it is the same for all rows
   std::shared_ptr<const void> owned;
 
-  // What is scored is not of the dtype that is computed in: float32 for 16-bit weights. float64 gradients of synflow
-  // stay float64: products of a deep network overflow float32.
+  // What is computed in and what the scores have: float32 for 16-bit weights, float64 for wide aux that is kept so.
   DType dtype() const;
   std::int64_t rows() const { return weights.rows(); }
   std::int64_t cols() const { return weights.cols(); }

@@ -54,13 +54,21 @@ void for_all_tiles(std::int64_t rows, std::int64_t cols, PerWorker<Scratch>& scr
   });
 }
 
-// f(row) over all rows in parallel, about chunk_size elements of work at a time.
+// f(row, scratch) over all rows in parallel, about chunk_size elements of work at a time.
+template <class Scratch, class F>
+void for_rows(std::int64_t rows, std::int64_t work_per_row, PerWorker<Scratch>& scratch, F&& f) {
+  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, work_per_row));
+  parallel_for((rows + step - 1) / step, scratch, [&](std::int64_t chunk, Scratch& s) {
+    for (std::int64_t row = chunk * step; row < std::min(rows, (chunk + 1) * step); ++row) f(row, s);
+  });
+}
+
+// The same without scratch: f(row).
 template <class F>
 void for_rows(std::int64_t rows, std::int64_t work_per_row, F&& f) {
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_size / std::max<std::int64_t>(1, work_per_row));
-  parallel_for((rows + step - 1) / step, [&](std::int64_t chunk) {
-    for (std::int64_t row = chunk * step; row < std::min(rows, (chunk + 1) * step); ++row) f(row);
-  });
+  struct Nothing {};
+  PerWorker<Nothing> nothing;
+  for_rows(rows, work_per_row, nothing, [&](std::int64_t row, Nothing&) { f(row); });
 }
 
 }  // namespace gossamer

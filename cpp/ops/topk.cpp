@@ -65,9 +65,9 @@ class Engine {
 
   void keep_from(double threshold) {
     const T t = round_up(threshold);
-    clear();
     if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
     const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
+    clear();
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_,
                  [&](std::int64_t c, Scratch<T>& s) { stream_chunk(static_cast<std::size_t>(c), below, t, s, false); });
     add_counts();
@@ -157,19 +157,18 @@ class Engine {
   std::vector<std::uint64_t> histogram(int shift, Unsigned prefix) {
     PerWorker<Histogram> bins;
     const auto& table = kernels<T>();
-    detail::parallel_for(static_cast<std::int64_t>(chunks_.size()), std::min(scratch_.workers(), bins.workers()),
-                         [&](std::int64_t c, int worker) {
-                           const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
-                           const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
-                           Scratch<T>& s = scratch_[worker];
-                           Histogram& mine = bins[worker];
-                           for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
-                             keys_of(item, row, col, n, nan_, s, s.keys);
-                             table.histogram(s.keys, n, shift, prefix, mine.count.data());
-                             mine.pending += n;
-                           });
-                           if (mine.pending > std::numeric_limits<std::uint32_t>::max() / 2) mine.flush();
-                         });
+    detail::parallel_for(static_cast<std::int64_t>(chunks_.size()), workers(bins), [&](std::int64_t c, int worker) {
+      const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
+      const Item& item = items_[static_cast<std::size_t>(chunk.tensor)];
+      Scratch<T>& s = scratch_[worker];
+      Histogram& mine = bins[worker];
+      for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+        keys_of(item, row, col, n, nan_, s, s.keys);
+        table.histogram(s.keys, n, shift, prefix, mine.count.data());
+        mine.pending += n;
+      });
+      if (mine.pending > std::numeric_limits<std::uint32_t>::max() / 2) mine.flush();
+    });
     std::vector<std::uint64_t> total(1 << 16);
     bins.for_each([&](Histogram& mine) {
       for (std::size_t i = 0; i < total.size(); ++i) total[i] += mine.total[i] + mine.count[i];
@@ -385,7 +384,11 @@ class Engine {
     });
     return total;
   }
-  int workers(const PerWorker<Counts>& counts) const { return std::min(scratch_.workers(), counts.workers()); }
+  // That scratch_ and another per-worker store have both.
+  template <class Other>
+  int workers(const PerWorker<Other>& other) const {
+    return std::min(scratch_.workers(), other.workers());
+  }
 
   // Sets the bits of the best `rank` candidates, rank >= 1, which `open` counts by bin; -> the key of the last one. The
   // candidates in the bins above its own are set at once, and only the members of that bin put in order.
