@@ -9,7 +9,8 @@ calls against the figures that are promised.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -106,26 +107,14 @@ def test_element_float64(peer: Any, size: tuple[int, int], measure: Measure) -> 
 def test_element_16_bit(dtype: Any, peer: Any, size: tuple[int, int], measure: Measure) -> None:
     scores = magnitudes(size, dtype=dtype)
     kept = kept_count(scores.size, SPARSITY)
-    job = peer(scores, kept)
-    if peer is gossamer and not takes(dtype):
-        pytest.skip(f"gossamer does not select {np.dtype(dtype)} yet")
     exact = exact_mask(scores, kept)
     measure(
-        job,
+        peer(scores, kept),
         # the others keep all of the scores that equal the lowest kept one, or any of them
         is_mask(exact) if peer is gossamer else keeps_the_highest(scores.astype(np.float32), kept),
         group=f"topk_mask element {np.dtype(dtype)} {SPARSITY} {size[0]}x{size[1]}",
         **limit(scores),
     )
-
-
-def takes(dtype: Any) -> bool:
-    """Whether this build of gossamer selects such scores."""
-    try:
-        gs.topk_mask(np.ones((1, 2), dtype), nnz=1)
-    except TypeError:
-        return False
-    return True
 
 
 DISTRIBUTIONS = {"normal": magnitudes} | ADVERSARIAL
@@ -258,17 +247,21 @@ def test_wanda(peer: Any, size: tuple[int, int], measure: Measure) -> None:
     )
 
 
-def gossamer_global_out(tensors: dict[str, Array], kept: int) -> Job:
+# What prunes a whole network: what has to be done before each run but the first, if anything, and the run.
+GlobalCalls: TypeAlias = tuple[Callable[[], None] | None, Job]
+
+
+def gossamer_global_out(tensors: dict[str, Array], kept: int) -> GlobalCalls:
     out = {name: fresh(w.shape) for name, w in tensors.items()}
-    return lambda: gs.prune(tensors, nnz=kept, group="global", out=out)
+    return None, lambda: gs.prune(tensors, nnz=kept, group="global", out=out)
 
 
-def gossamer_global_fresh(tensors: dict[str, Array], kept: int) -> Job:
-    return lambda: gs.prune(tensors, nnz=kept, group="global")
+def gossamer_global_fresh(tensors: dict[str, Array], kept: int) -> GlobalCalls:
+    return None, lambda: gs.prune(tensors, nnz=kept, group="global")
 
 
-def torch_global_unstructured(tensors: dict[str, Array], kept: int) -> Job:
-    """torch.nn.utils.prune over linear layers. ``prepare`` puts new ones in place: it changes those it is given."""
+def torch_global_unstructured(tensors: dict[str, Array], kept: int) -> GlobalCalls:
+    """torch.nn.utils.prune over linear layers, which it changes: each run after the first needs new ones."""
     torch = torch_or_skip()
     weights = [as_tensor(w) for w in tensors.values()]
     pruning, remove = torch.nn.utils.prune, sum(w.numel() for w in weights) - kept
@@ -291,8 +284,7 @@ def torch_global_unstructured(tensors: dict[str, Array], kept: int) -> Job:
         )
 
     prepare()
-    run.prepare = prepare  # type: ignore[attr-defined]
-    return run
+    return prepare, run
 
 
 def global_is_right(tensors: dict[str, Array], kept: int) -> Any:
@@ -316,11 +308,11 @@ def test_minilm(sparsity: float, peer: Any, measure: Measure) -> None:
     tensors, source = minilm_matrices()
     total = sum(w.size for w in tensors.values())
     kept = kept_count(total, sparsity)
-    job = peer(tensors, kept)
+    prepare, job = peer(tensors, kept)
     measure(
         job,
         global_is_right(tensors, kept),
-        setup=getattr(job, "prepare", None),
+        setup=prepare,
         group=f"prune magnitude global {sparsity}, MiniLM's 36 matrices ({source})",
         read=8 * total,
         written=4 * total + total / 8,

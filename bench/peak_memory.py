@@ -53,7 +53,7 @@ def minilm_gossamer(w: dict[str, Array], kept: int) -> Job:
 def minilm_torch(w: dict[str, Array], kept: int) -> Job:
     from bench_select import torch_global_unstructured
 
-    return torch_global_unstructured(w, kept)
+    return torch_global_unstructured(w, kept)[1]
 
 
 JOBS: dict[str, Callable[[Any, int], Job]] = {
