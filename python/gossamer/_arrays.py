@@ -16,7 +16,7 @@ Array: TypeAlias = Any  # whatever array library the caller uses
 Host: TypeAlias = np.ndarray[Any, Any]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 
 _CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
 
@@ -67,7 +67,13 @@ def namespace(x: Array) -> Any:
 
 def is_float(dtype: Any) -> bool:
     """Whether the core knows a dtype: float16, bfloat16, float32, float64."""
-    return dtype in FLOATS
+    return dtype in _FLOATS
+
+
+def require_float(x: Host, function: str, argument: str) -> None:
+    """Raises TypeError for a dtype that is none of the four."""
+    if not is_float(x.dtype):
+        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
 def compute_dtype(dtype: Any) -> np.dtype[Any]:
@@ -139,10 +145,14 @@ def require_text(x: object, function: str, argument: str) -> str:
     return x
 
 
+def of(name: str) -> str:
+    """What a message adds to tell which tensor of a mapping it is about."""
+    return f" for {name!r}" if name else ""
+
+
 def same_shape(x: Host, expected: tuple[int, ...], function: str, argument: str, name: str) -> None:
     if x.shape != expected:
-        place = f" for {name!r}" if name else ""
-        raise ValueError(f"{function}: {argument} must have the shape {expected}, got {x.shape}{place}")
+        raise ValueError(f"{function}: {argument} must have the shape {expected}, got {x.shape}{of(name)}")
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gossamer._arrays import Array, Host, host, matrix_shape, named, partner, require_number, require_text
+from gossamer._arrays import Array, Host, host, matrix_shape, named, of, partner, require_number, require_text
 from gossamer.scoring import score
 from gossamer.selection import topk_mask
-from gossamer.stats import Stats
+from gossamer.stats import Stats, require_stats
 
 METHODS = ("uniform", "er", "erk", "lamp", "owl")
 OUTLIER = 5.0  # OWL's M: an outlier's score is above M times the mean of its tensor
@@ -102,7 +102,7 @@ def allocate(
 def _shape(tensor: Array, name: str) -> Shape:
     shape = getattr(tensor, "shape", None)
     if shape is None:
-        raise TypeError(f"allocate: params must be arrays, got {type(tensor).__name__}{_of(name)}")
+        raise TypeError(f"allocate: params must be arrays, got {type(tensor).__name__}{of(name)}")
     return tuple(int(extent) for extent in shape)
 
 
@@ -134,16 +134,11 @@ def _lamp(tensors: dict[str, Array], sparsity: float) -> dict[str, float]:
 
 
 def _outlier_share(weights: Array, stats: Stats | None, name: str) -> float:
-    if stats is None:
-        raise ValueError(f"allocate: stats must be given for method 'owl', got None{_of(name)}")
-    if not isinstance(stats, Stats):
-        raise TypeError(f"allocate: stats must be a Stats, got {type(stats).__name__}{_of(name)}")
-    if stats.kind != "norm":
-        raise ValueError(f"allocate: stats must be Stats('norm') for method 'owl', got {stats.kind!r}{_of(name)}")
+    stats = require_stats(stats, "norm", "allocate", name, method="owl")
     w = host(weights, "allocate", "params")
     columns = matrix_shape(w.shape)[1]
     if stats.values.shape != (columns,):
-        raise ValueError(f"allocate: stats must have the shape {(columns,)}, got {stats.values.shape}{_of(name)}")
+        raise ValueError(f"allocate: stats must have the shape {(columns,)}, got {stats.values.shape}{of(name)}")
     scores: Host = score(w, method="wanda", stats=stats)
     _check_nan(scores, name)
     with np.errstate(over="ignore"):  # an infinite mean: nothing is above it
@@ -176,8 +171,4 @@ def _centred(shares: dict[str, float], sizes: dict[str, int], sparsity: float) -
 def _check_nan(scores: Array, name: str) -> None:
     nan = np.isnan(host(scores, "allocate", "params"))
     if nan.any():
-        raise ValueError(f"allocate: params must not score NaN, got NaN at {int(nan.argmax())}{_of(name)}")
-
-
-def _of(name: str) -> str:
-    return f" for {name!r}" if name else ""
+        raise ValueError(f"allocate: params must not score NaN, got NaN at {int(nan.argmax())}{of(name)}")

@@ -20,14 +20,16 @@ from gossamer._arrays import (
     host,
     matrix_shape,
     named,
+    of,
     output,
     partner,
+    require_float,
     require_number,
     require_text,
     same_shape,
 )
 from gossamer.masks import Mask, packed_bits
-from gossamer.stats import Stats, require_float
+from gossamer.stats import Stats, require_stats
 
 _METHODS = ("exact", "obs")
 _BLOCK = 128  # columns of the obs sweep, as in the paper: inside by outer products, beyond by one matrix product
@@ -121,14 +123,10 @@ def compensate(
     return results if isinstance(weights, Mapping) else results[""]
 
 
-def _hessian(stats: Any, cols: int, function: str, name: str) -> Host:
-    place = f" for {name!r}" if name else ""
-    if not isinstance(stats, Stats):
-        raise TypeError(f"{function}: stats must be a Stats, got {type(stats).__name__}{place}")
-    if stats.kind != "hessian":
-        raise ValueError(f"{function}: stats must be Stats('hessian'), got {stats.kind!r}{place}")
+def _hessian(given: object, cols: int, function: str, name: str) -> Host:
+    stats = require_stats(given, "hessian", function, name)
     if stats._sums is None:
-        raise ValueError(f"{function}: stats must have been updated, got no data{place}")
+        raise ValueError(f"{function}: stats must have been updated, got no data{of(name)}")
     h = stats._view
     same_shape(h, (cols, cols), function, "stats", name)
     _require_finite(h, function, "stats", name)
@@ -138,8 +136,7 @@ def _hessian(stats: Any, cols: int, function: str, name: str) -> Host:
 def _require_finite(a: Host, function: str, argument: str, name: str) -> None:
     if not np.isfinite(a).all():
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(a))[0])
-        place = f" for {name!r}" if name else ""
-        raise ValueError(f"{function}: {argument} must be finite, got {a[at]} at {at}{place}")
+        raise ValueError(f"{function}: {argument} must be finite, got {a[at]} at {at}{of(name)}")
 
 
 def _in_chunks(job: _Exact | _Sweep, w: Host, bits: Host, target: Host, name: str) -> None:
@@ -216,9 +213,8 @@ class _Sweep:
         # From the last input to the first: J H J = L L' gives inv(H) = U' U with U = J inv(L) J, no inverse needed.
         factor = _cholesky(a[::-1, ::-1].copy(), _singular(len(a)))
         if factor is None:
-            place = f" for {name!r}" if name else ""
             raise ValueError(
-                f"{function}: damping must be greater for statistics that are singular, got {damping!r}{place}"
+                f"{function}: damping must be greater for statistics that are singular, got {damping!r}{of(name)}"
             )
         self.upper = np.ascontiguousarray(np.tril(_lapack().dtrtri(factor, lower=1, overwrite_c=1)[0])[::-1, ::-1])
 
@@ -282,14 +278,13 @@ def inverse_diagonal(h: Host, *, function: str = "inverse_diagonal", argument: s
 
 # ------------------------------------------------------------------------------------------------- linear algebra
 
-_limiting = threading.Lock()  # threadpoolctl restores what it found: two calls at once could leave their limit behind
+# threadpoolctl restores what it found: two calls at once could leave their limit behind.
+_limiting = threading.Lock()
 
 
 def _after_fork() -> None:
     global _limiting
-    _limiting = (
-        threading.Lock()
-    )  # threadpoolctl restores what it found: two calls at once could leave their limit behind
+    _limiting = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

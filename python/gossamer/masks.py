@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, empty, host, matrix_shape
+from gossamer._arrays import Array, Host, empty, host, matrix_shape, of
 
 
 class Mask:
@@ -164,12 +164,11 @@ class Mask:
 
 def packed_bits(mask: Any, shape: tuple[int, ...], function: str, argument: str, name: str = "") -> Host:
     """The bits of a mask (or bool array) that must have this shape."""
-    place = f" for {name!r}" if name else ""
     if not isinstance(mask, Mask):
         if getattr(mask, "dtype", None) is None or "bool" not in str(mask.dtype):
-            raise TypeError(f"{function}: {argument} must be a Mask, got {type(mask).__name__}{place}")
+            raise TypeError(f"{function}: {argument} must be a Mask, got {type(mask).__name__}{of(name)}")
         mask = Mask.from_dense(mask)
     assert isinstance(mask, Mask)
     if mask.shape != tuple(shape):
-        raise ValueError(f"{function}: {argument} must have the shape {tuple(shape)}, got {mask.shape}{place}")
+        raise ValueError(f"{function}: {argument} must have the shape {tuple(shape)}, got {mask.shape}{of(name)}")
     return mask.packed

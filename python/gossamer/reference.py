@@ -611,8 +611,6 @@ def exchange(scores: Array, growth: Array, mask: Array, share: float, *, group: 
     result = (as_matrix(mask) if group == "row" else mask.reshape(1, -1)).copy()
     for kept, s, g in zip(result, scores.reshape(result.shape), growth.reshape(result.shape), strict=True):
         count = math.floor(round(share * int(kept.sum()), 6))
-        best = sorted(np.flatnonzero(kept), key=lambda i, s=s: (-s[i], i))  # type: ignore[misc]
-        kept[best[len(best) - count :]] = False
-        free = sorted(np.flatnonzero(~kept), key=lambda i, g=g: (-g[i], i))  # type: ignore[misc]
-        kept[free[:count]] = True
+        stay = _best(s[None], kept[None], int(kept.sum()) - count, "raise")[0]
+        kept[:] = stay | _best(g[None], ~stay[None], count, "raise")[0]
     return result.reshape(mask.shape)

@@ -10,14 +10,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import FLOATS, Array, Host, compute_dtype, host, named, output, partner, same_shape
+from gossamer._arrays import Array, Host, compute_dtype, host, is_float, named, of, output, partner, same_shape
 from gossamer.compensation import inverse_diagonal
-from gossamer.stats import Stats
+from gossamer.stats import Stats, require_stats
 
 Method: TypeAlias = str | Callable[[Array, Array | None, Stats | None], Array]
 
 # name -> what it needs beside the weights ("", "grads", "seed", or the kind of its Stats), and its default group
 METHODS: dict[str, tuple[str, str]] = _core.methods()
+OTHER_GRADS = ("grasp", "synflow")  # methods whose ``grads`` are no gradients of the loss
 
 
 def needs_grads(method: object) -> bool:
@@ -30,15 +31,13 @@ def default_group(method: Method, pattern: str, weights: Any, function: str) -> 
 
     Whole rows cannot compete within a row.
     """
-    group = "tensor" if callable(method) else _needs(method, function)[1]
-    return "tensor" if (group, pattern) == ("row", "row") or (group == "global" and not _is_mapping(weights)) else group
+    group = "tensor" if callable(method) else method_entry(method, function)[1]
+    alone = (group, pattern) == ("row", "row") or (group == "global" and not isinstance(weights, Mapping))
+    return "tensor" if alone else group
 
 
-def _is_mapping(weights: Any) -> bool:
-    return isinstance(weights, Mapping)
-
-
-def _needs(method: object, function: str) -> tuple[str, str]:
+def method_entry(method: object, function: str) -> tuple[str, str]:
+    """What METHODS says of a name; TypeError or ValueError for what is none."""
     if not isinstance(method, str):
         raise TypeError(f"{function}: method must be a str or a callable, got {type(method).__name__}")
     if method not in METHODS:
@@ -61,7 +60,7 @@ def gather_inputs(weights: Any, grads: Any, method: Method, stats: Any, seed: in
     """Checks a params argument and what the method needs beside it."""
     tensors = named(weights, function, "weights")
     views = {name: host(w, function, "weights") for name, w in tensors.items()}
-    needs = "" if callable(method) else _needs(method, function)[0]
+    needs = "" if callable(method) else method_entry(method, function)[0]
     all_grads = partner(grads if callable(method) or needs == "grads" else None, tensors, weights, function, "grads")
     wants_stats = callable(method) or needs not in ("", "grads", "seed")
     all_stats = partner(stats if wants_stats else None, tensors, weights, function, "stats")
@@ -70,7 +69,7 @@ def gather_inputs(weights: Any, grads: Any, method: Method, stats: Any, seed: in
         scores = [host(method(tensors[name], all_grads[name], all_stats[name]), function, what) for name in tensors]
         for (name, w), s in zip(views.items(), scores, strict=True):
             same_shape(s, w.shape, function, what, name)
-            if s.dtype not in FLOATS:
+            if not is_float(s.dtype):
                 raise TypeError(f"{function}: {what} must be a float array, got {s.dtype}")
         return Inputs("", list(tensors), scores, [None] * len(scores), 0)
     aux = [_aux(str(method), needs, w, all_grads[name], all_stats[name], function, name) for name, w in views.items()]
@@ -90,23 +89,14 @@ def _check_seed(needs: str, seed: int | None, function: str) -> int:
 
 
 def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str, name: str) -> Host | None:
-    place = f" for {name!r}" if name else ""
     if needs == "grads":
         if grads is None:
-            raise ValueError(f"{function}: grads must be given for method {method!r}, got None{place}")
+            raise ValueError(f"{function}: grads must be given for method {method!r}, got None{of(name)}")
         view = host(grads, function, "grads")
         same_shape(view, w.shape, function, "grads", name)
         return view
     if needs not in ("", "seed"):
-        if stats is None:
-            raise ValueError(f"{function}: stats must be given for method {method!r}, got None{place}")
-        if not isinstance(stats, Stats):
-            raise TypeError(f"{function}: stats must be a Stats, got {type(stats).__name__}{place}")
-        if stats.kind != needs:
-            raise ValueError(
-                f"{function}: stats must be Stats({needs!r}) for method {method!r}, got {stats.kind!r}{place}"
-            )
-        values = stats._view
+        values = require_stats(stats, needs, function, name, method=method)._view
         if needs in ("movement", "grad2"):
             same_shape(values, w.shape, function, "stats", name)
             return np.asarray(0.5 * values) if method == "fisher" else values  # a scalar is no array to numpy

@@ -14,7 +14,7 @@ import numpy as np
 from gossamer import _core
 from gossamer._arrays import Array, Host, matrix_shape, require_number
 from gossamer.masks import Mask
-from gossamer.scoring import METHODS, Inputs, Method, gather_inputs, score_dtype
+from gossamer.scoring import Inputs, Method, gather_inputs, method_entry, score_dtype
 from gossamer.stats import Stats
 
 _BLOCK = 1 << 20  # elements looked at together
@@ -129,8 +129,8 @@ class Selection:
             raise TypeError(f"Selection: nnz must be an int, got {nnz!r}")
         if nnz is not None and nnz < 0:
             raise ValueError(f"Selection: nnz must be at least 0, got {nnz}")
-        if not callable(method) and method not in METHODS:
-            raise ValueError(f"Selection: method must be one of {', '.join(METHODS)} or a callable, got {method!r}")
+        if not callable(method):
+            method_entry(method, "Selection")
         if method == "snip":
             raise NotImplementedError("Selection: snip needs the sum over all chunks first; taylor has the same order")
         self.sparsity = None if sparsity is None else float(sparsity)
@@ -190,20 +190,29 @@ class Selection:
         f = "Selection.update"
         start = self._place(offset)
         inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
-        trial = copy.copy(self)  # of which only lists and records change
-        trial._chunks, trial._sample = [c.copy() for c in self._chunks], list(self._sample)
+        trial = self._trial()
         trial._chunks.append(_Chunk(start, inputs.weights[0].size, []))
         trial._check_apart(f)
         for index, w, aux in _blocks(inputs):
             trial._count(inputs, start + index, w, aux)
-        trial._placed, trial._found = offset is not None, None
+        trial._placed = offset is not None
         self.__dict__.update(trial.__dict__)
+
+    def _trial(self) -> Selection:
+        """A copy to count on, which takes this one's place if all goes well. Arrays are never written to: shared."""
+        trial = copy.copy(self)
+        trial._chunks, trial._sample, trial._found = [c.copy() for c in self._chunks], list(self._sample), None
+        return trial
+
+    @property
+    def _end(self) -> int:
+        return max((c.end for c in self._chunks), default=0)
 
     def _place(self, offset: int | None) -> int:
         if self._chunks and (offset is not None) != self._placed:
             raise ValueError("Selection.update: offset must be given for all chunks or for none")
         if offset is None:
-            return max((c.end for c in self._chunks), default=0)
+            return self._end
         if not isinstance(offset, (int, np.integer)) or isinstance(offset, bool):
             raise TypeError(f"Selection.update: offset must be an int, got {offset!r}")
         if not 0 <= offset < 1 << 62:
@@ -281,15 +290,15 @@ class Selection:
                 raise ValueError(f"{f}: other must have the same {name}, got {getattr(other, name)!r}")
         if self._chunks and other._chunks and self._placed != other._placed:
             raise ValueError(f"{f}: offset must have been given for the chunks of both or of neither")
-        trial = copy.deepcopy(self)
-        shift = 0 if other._placed else max((c.end for c in self._chunks), default=0)
+        trial = self._trial()
+        shift = 0 if other._placed else self._end
         for chunk in other._chunks:
             trial._chunks.append(_Chunk(chunk.offset + shift, chunk.size, list(chunk.parts)))
         trial._check_apart(f)
         trial._above += other._above
         trial._below += other._below
         trial._sample += other._sample
-        trial._placed, trial._found = self._placed or other._placed, None
+        trial._placed = self._placed or other._placed
         low, high = other._window
         if low > trial._window[1] or high < trial._window[0]:  # apart: nothing between them is known
             trial._window = (math.inf, -math.inf)
@@ -379,7 +388,7 @@ class Selection:
             before = sum(c.count_equal(threshold) for c in self._chunks if c.offset < start)
         inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
         w, aux = inputs.weights[0], inputs.aux[0]
-        if start + w.size > max((c.end for c in self._chunks), default=0):
+        if start + w.size > self._end:
             raise ValueError(f"{f}: chunk must be one that was counted, got elements beyond the last")
         bits = Mask._blank(w.shape, f)
         kept, used = _core.keep_above(

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gossamer._arrays import require_number
+from gossamer._arrays import of, require_number
 from gossamer.masks import Mask
 from gossamer.pruning import prune
 from gossamer.regrowth import Regrowth, difference, exchanged
 from gossamer.schedules import Constant, OneShot, Schedule
-from gossamer.scoring import METHODS, needs_grads
+from gossamer.scoring import METHODS, OTHER_GRADS, needs_grads
 from gossamer.selection import topk_mask
 
 Array: TypeAlias = Any
@@ -110,7 +110,7 @@ class Sparsifier:
             raise NotImplementedError(
                 f"Sparsifier: regrow is there for pattern 'element' only, got pattern {self.pattern!r}"
             )
-        if self.regrow is not None and self.regrow.needs_grads and self.method in ("grasp", "synflow"):
+        if self.regrow is not None and self.regrow.needs_grads and self.method in OTHER_GRADS:
             raise ValueError(
                 f"Sparsifier: method must score by gradients of the loss, or none, for regrow {self.regrow!r}, "
                 f"got {self.method!r}"
@@ -120,10 +120,10 @@ class Sparsifier:
         targets = dict(self.sparsity) if isinstance(self.sparsity, Mapping) else {"": self.sparsity}
         for name, target in targets.items():
             if isinstance(target, bool) or not isinstance(target, int | float | np.floating):
-                raise TypeError(f"Sparsifier: sparsity must be a number, got {target!r}{_of(name)}")
+                raise TypeError(f"Sparsifier: sparsity must be a number, got {target!r}{of(name)}")
             if not self.initial <= target <= 1:
                 bounds = f"[{self.initial:g}, 1] (initial to 1)" if self.initial else "[0, 1]"
-                raise ValueError(f"Sparsifier: sparsity must be in {bounds}, got {target}{_of(name)}")
+                raise ValueError(f"Sparsifier: sparsity must be in {bounds}, got {target}{of(name)}")
         if isinstance(self.sparsity, Mapping) and self.group == "global":
             raise ValueError('Sparsifier: sparsity must be one number for group "global", got a mapping')
         if isinstance(self.sparsity, Mapping) and not isinstance(self.schedule, Schedule):
@@ -257,10 +257,6 @@ class Sparsifier:
             raise ValueError(
                 f"Sparsifier.step: sparsity must name the tensors {sorted(expected)}, got {sorted(self.sparsity)}"
             )
-
-
-def _of(name: str) -> str:
-    return f" for {name!r}" if name else ""
 
 
 def _items(params: Any) -> dict[str, Any]:

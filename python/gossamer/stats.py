@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, empty, host, is_float, same_shape
+from gossamer._arrays import Array, Host, empty, host, of, require_float, same_shape
 
 _KINDS = ("norm", "grad2", "hessian", "movement")
 _SCRATCH = 1 << 22  # elements of x that are float64 at a time: 32 MiB
@@ -174,10 +174,16 @@ class Stats:
         return f"Stats({self.kind!r}, shape={shape}, count={self.count:g})"
 
 
-def require_float(x: Host, function: str, argument: str) -> None:
-    """Raises TypeError for a dtype that is none of the four."""
-    if not is_float(x.dtype):
-        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+def require_stats(stats: object, kind: str, function: str, name: str, *, method: str = "") -> Stats:
+    """``stats`` as a Stats of this kind. ``method`` is what needs it, where that was a choice."""
+    needed = f" for method {method!r}" if method else ""
+    if stats is None and method:
+        raise ValueError(f"{function}: stats must be given{needed}, got None{of(name)}")
+    if not isinstance(stats, Stats):
+        raise TypeError(f"{function}: stats must be a Stats, got {type(stats).__name__}{of(name)}")
+    if stats.kind != kind:
+        raise ValueError(f"{function}: stats must be Stats({kind!r}){needed}, got {stats.kind!r}{of(name)}")
+    return stats
 
 
 @np.errstate(all="ignore")  # infinity times 0 is NaN here as in the other kinds

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import gossamer as gs
+from gossamer.scoring import OTHER_GRADS
 from gossamer.training import model
 from gossamer.training.importance import GradientMean
 
@@ -26,7 +27,7 @@ class GradualPruning:
     """
 
     def __init__(self, sparsifier: gs.Sparsifier, params: Params, *, decay: float = 0.98, stats: Any = None) -> None:
-        if sparsifier.method in ("grasp", "synflow"):
+        if sparsifier.method in OTHER_GRADS:
             raise ValueError(
                 f"GradualPruning: method must not be {sparsifier.method!r}, whose grads are no gradients of the loss; "
                 "see importance.collect"

@@ -117,14 +117,9 @@ def backward(
     """
     xp = namespace(gradient)
     grads = out if out is not None else {name: xp.empty_like(value) for name, value in params.items()}
-    names = layers(params)
-    for k in range(len(names) - 1, -1, -1):
-        weight, inputs = params[f"{names[k]}.weight"], values[k]
-        xp.matmul(gradient.T, inputs, out=grads[f"{names[k]}.weight"])
-        xp.sum(gradient, axis=0, out=grads[f"{names[k]}.bias"])
-        if k > 0:
-            gradient = gradient @ weight
-            gradient *= inputs > 0
+    for name, d, inputs in deltas(params, values, gradient):
+        xp.matmul(d.T, inputs, out=grads[name])
+        xp.sum(d, axis=0, out=grads[name.removesuffix("weight") + "bias"])
     return grads
 
 
@@ -138,7 +133,8 @@ def deltas(params: Params, values: Sequence[Array], gradient: Array) -> Iterator
         name = f"{names[k]}.weight"
         yield name, gradient, values[k]
         if k > 0:
-            gradient = (gradient @ params[name]) * (values[k] > 0)
+            gradient = gradient @ params[name]
+            gradient *= values[k] > 0
 
 
 class SparseMLP:
