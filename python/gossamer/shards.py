@@ -82,10 +82,13 @@ class Selection:
     counted. Selections of several processes or machines are pickled and merged.
 
     What is held is an interval of scores around the expected threshold with the counts above and below it (the interval
-    narrows as data come, to one value in 32), and one score in 32 as a sample: about 8 bytes in 32 elements. Where the
-    chunks differ so much that the threshold fell outside the interval, which the counts tell, ``complete`` is False and
-    a second look is needed: :meth:`again`, and ``update`` with every chunk once more. That look begins with an interval
-    taken from the sample.
+    narrows as data come, to one value in 32), and one score in 32 as a sample: about 8 bytes in 32 elements where few
+    scores are equal and chunks are large. Where the chunks differ so much that the threshold fell outside the interval,
+    which the counts tell, ``complete`` is False and another look is needed: :meth:`again`, and ``update`` with every
+    chunk once more. That look begins with an interval taken from the sample. Data made to mislead the sample may need
+    many looks: bound the loop.
+
+    A Selection is for one thread. Chunks of float32 and float64 do not mix: their ties may be counted wrong.
 
     Parameters
     ----------
@@ -310,7 +313,7 @@ class Selection:
         self.__dict__.update(trial.__dict__)
 
     def again(self) -> None:
-        """Forgets the counts and begins a second look: ``update`` with every chunk once more.
+        """Forgets the counts and begins another look: ``update`` with every chunk once more.
 
         For several processes: merge, ``again`` on the result, send that to all, and go on from there.
         """
