@@ -75,8 +75,8 @@ def prune(
 ) -> tuple[Any, Any]:
     """Scores, selects and masks in one fused pass; the scores of element-wise methods are never held in memory.
 
-    Equals :func:`score`, :func:`topk_mask` and :func:`apply_mask` one after the other, bit for bit (but for taylor2 with
-    rows, columns or blocks, whose sums are taken before they are squared); see there for the parameters.
+    Equals :func:`score`, :func:`topk_mask` and :func:`apply_mask` one after the other, bit for bit (but for taylor2
+    with rows, columns or blocks, whose sums are taken before they are squared); see there for the parameters.
     ``group=None`` is the method's own, as the table of :func:`score` has it: ``"row"`` is ``"tensor"`` for
     ``pattern="row"``, and ``"global"`` where ``weights`` is no mapping.
 
