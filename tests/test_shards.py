@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 import subprocess
 import sys
@@ -80,9 +79,7 @@ def test_seven_unequal_chunks(data: str, dtype: Any, rule: dict[str, Any]) -> No
     selection = counted(gs.Selection(**rule), one_after_the_other)
     got = np.concatenate([selection.mask(chunk).to_dense() for chunk in chunks])
     np.testing.assert_array_equal(got, expected)
-    recut = gs.Selection(**rule) if not selection.complete else copy.deepcopy(selection)
-    recut._next = (0, 0)  # a second reader, who cuts otherwise
-    got = np.concatenate([recut.mask(chunk).to_dense() for chunk in np.array_split(whole, 5)])
+    got = np.concatenate([selection.mask(chunk).to_dense() for chunk in np.array_split(whole, 5)])  # cut otherwise
     np.testing.assert_array_equal(got, expected)
     kept = np.abs(whole[expected].astype(np.float64))
     assert selection.threshold() == (kept.min() if kept.size else np.inf)
@@ -147,7 +144,8 @@ def test_errors_change_nothing() -> None:
     selection.update(np.arange(8.0))
     before = pickle.dumps(selection)
     for call, error, message in (
-        (lambda: selection.update(np.array([1.0, np.nan])), ValueError, "scores must not be NaN"),
+        (lambda: selection.update(np.array([1.0, np.nan])), ValueError, "update: scores must not be NaN.* index 9"),
+        (lambda: selection.mask(np.array([1.0, np.nan])), ValueError, "mask: scores must not be NaN.* index 1"),
         (lambda: selection.update(np.array([1, 2])), TypeError, "must be float32"),
         (
             lambda: selection.update(np.arange(3.0), offset=4),
@@ -157,17 +155,30 @@ def test_errors_change_nothing() -> None:
         (lambda: selection.merge(gs.Selection(sparsity=0.4)), ValueError, "other must have the same sparsity"),
         (lambda: selection.merge(7), TypeError, "other must be a Selection"),
         (lambda: selection.mask(np.arange(9.0)), ValueError, "elements beyond the last"),
-        (lambda: selection.mask(np.arange(8.0), offset=3), ValueError, "offset must be that of a chunk"),
+        (lambda: selection.mask(np.arange(8.0), offset=3), ValueError, "offset must be given where update"),
         (lambda: selection.again(), RuntimeError, "a second look is not needed"),
     ):
         with pytest.raises(error, match=message):
             call()
-        selection._found = None
+        selection._forget()
         assert pickle.dumps(selection) == before
     placed = gs.Selection(sparsity=0.5)
     placed.update(np.arange(8.0), offset=10)
-    with pytest.raises(ValueError, match="offset must not overlap"):
-        placed.update(np.arange(3.0), offset=8)
+    placed_before = pickle.dumps(placed)
+    for offset, size in ((8, 3), (10, 8), (12, 2), (17, 5), (9, 20)):
+        with pytest.raises(ValueError, match="offset must not overlap"):
+            placed.update(np.arange(float(size)), offset=offset)
+    for offset, error in ((-1, ValueError), (1 << 62, ValueError), (1.0, TypeError), (True, TypeError)):
+        for call in (placed.update, placed.mask):
+            with pytest.raises(error, match="offset must be"):
+                call(np.arange(8.0), offset=offset)
+    for size, offset in ((7, 10), (8, 11), (9, 10)):
+        with pytest.raises(ValueError, match="offset must be that of a chunk of this size"):
+            placed.mask(np.arange(float(size)), offset=offset)
+    with pytest.raises(ValueError, match="offset must be given where update"):
+        placed.mask(np.arange(8.0))
+    placed._forget()
+    assert pickle.dumps(placed) == placed_before
     for arguments, error in (
         ({}, ValueError),
         ({"sparsity": 0.5, "nnz": 3}, ValueError),
@@ -181,8 +192,121 @@ def test_errors_change_nothing() -> None:
             gs.Selection(**arguments)
     short = gs.Selection(nnz=9)
     short.update(np.arange(8.0))
-    with pytest.raises(ValueError, match="nnz must be at most the number of elements, 8"):
-        short.threshold()
+    for call in (short.threshold, short.again):
+        with pytest.raises(ValueError, match="nnz must be at most the number of elements, 8"):
+            call()
+    for empty in (gs.Selection(sparsity=0.5), gs.Selection(nnz=0)):
+        assert empty.threshold() == np.inf
+        with pytest.raises(RuntimeError, match="a second look is not needed"):
+            empty.again()
+
+
+def test_an_error_in_the_middle_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window has narrowed by the time the NaN is met."""
+    monkeypatch.setattr(shards, "_BLOCK", 256)
+    w = np.random.default_rng(0).standard_normal(5000)
+    bad = np.concatenate([w, [np.nan]])
+    for offsets in ((None, None), (10_000, 0)):
+        selection = gs.Selection(sparsity=0.5)
+        selection.update(w, offset=offsets[0])
+        before = pickle.dumps(selection)
+        with pytest.raises(ValueError, match="must not be NaN"):
+            selection.update(bad, offset=offsets[1])
+        assert pickle.dumps(selection) == before
+
+
+def test_mixed_dtypes() -> None:
+    """A float32 score and a float64 score that rounds to it are different scores."""
+    a = np.array([0.1, 0.1, 3.0], np.float32)
+    b = np.array([0.1, float(np.float32(0.1)), 2.0, 0.1])
+    whole = np.concatenate([a.astype(np.float64), b])
+    expected = reference.topk_mask(whole, nnz=4)
+    for parts in ((a, b), (b, a)):
+        selection = gs.Selection(nnz=4)
+        for part in parts:
+            selection.update(part, offset=0 if part is a else a.size)
+        assert selection.mask(b, offset=a.size).to_dense().tolist() == expected[3:].tolist()
+        assert selection.mask(a, offset=0).to_dense().tolist() == expected[:3].tolist()
+
+
+def outliers(n: int) -> np.ndarray:
+    x = np.sort(np.random.default_rng(0).standard_normal(n).astype(np.float32) ** 2)
+    x[::32] = 1e6
+    return x
+
+
+@pytest.mark.parametrize("how", ["with_outliers", "misled"])
+def test_looks_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks are enough for data in any order; and were the sample all wrong, further ones close in on it."""
+    monkeypatch.setattr(shards, "_BLOCK", 1 << 16)
+    x = outliers(1 << 20)
+    if how == "misled":
+        monkeypatch.setattr(shards, "_sample", lambda inputs, index, w, aux: np.full(8, 7e5, np.float32))
+    selection, looks = gs.Selection(sparsity=0.5), 0
+    while looks == 0 or not selection.complete:
+        if looks:
+            selection.again()
+        for chunk in np.array_split(x, 64):
+            selection.update(chunk)
+        looks += 1
+    assert 1 < looks <= (2 if how == "with_outliers" else 66)
+    got = np.concatenate([selection.mask(chunk).to_dense() for chunk in np.array_split(x, 64)])
+    np.testing.assert_array_equal(got, reference.topk_mask(x, sparsity=0.5))
+
+
+def test_middle() -> None:
+    for low, high in ((-np.inf, np.inf), (-1.0, 3.0), (0.0, 5e-324), (-2.0, -1.0), (1.0, np.inf), (4.0, 4.0)):
+        assert low <= shards._middle(low, high) <= high
+    assert shards._middle(-3.0, 3.0) == 0.0
+    assert shards._middle(1.0, 4.0) == 2.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_room(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held stays within the room, after merge too."""
+    monkeypatch.setattr(shards, "_BLOCK", 1 << 10)
+    r = np.random.default_rng(0)
+    parts = [gs.Selection(sparsity=0.5) for _ in range(8)]
+    for part in parts:
+        for _ in range(8):
+            part.update(r.standard_normal(1 << 10).astype(dtype))
+    for part in parts[1:]:
+        parts[0].merge(part)
+        assert sum(c.held() for c in parts[0]._chunks) <= parts[0]._held <= parts[0]._room()
+    assert parts[0].complete
+
+
+def test_threads() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    w = np.random.default_rng(0).standard_normal((64, 500))
+    selection = gs.Selection(sparsity=0.5)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: selection.update(w[i], offset=500 * i), range(64)))
+    assert selection.size == w.size
+    got = np.stack([selection.mask(w[i], offset=500 * i).to_dense() for i in range(64)])
+    np.testing.assert_array_equal(got, gs.prune(w, sparsity=0.5)[1].to_dense())
+
+
+@pytest.mark.parametrize("method", ["magnitude", "taylor", "wanda", "random"])
+@pytest.mark.parametrize("order", ["C", "strided", "transposed"])
+def test_long_rows(order: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row may be longer than a block."""
+    monkeypatch.setattr(shards, "_BLOCK", 1 << 8)
+    r = np.random.default_rng(1)
+    whole = {"C": lambda x: x, "strided": lambda x: x[:, ::2], "transposed": lambda x: x.T}[order]
+    shape = {"C": (3, 700), "strided": (3, 1400), "transposed": (700, 3)}[order]
+    w, g = (whole(r.standard_normal(shape).astype(np.float32)) for _ in range(2))
+    stats = gs.Stats("norm")
+    stats.update(r.standard_normal((5, 700)).astype(np.float32))
+    _, expected = gs.prune(w, g, stats=stats, method=method, seed=3, sparsity=0.6, group="global")
+    selection = gs.Selection(sparsity=0.6, method=method, seed=3)
+    for again in (False, True, True):
+        if again and not selection.complete:
+            selection.again()
+        if not again or not selection.complete:
+            selection.update(w, g, stats=stats)
+    assert selection.mask(w, g, stats=stats) == expected
 
 
 MEMMAP = """

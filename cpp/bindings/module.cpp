@@ -146,7 +146,15 @@ Item make_item(const char* function, const std::string& method, const py::array&
   return {prepare({&source, 1})[0].flattened(), nullptr, nullptr, 0};
 }
 
-// -> scores above `high`, in [low, high] (copied to `values`), below `low`, and whether one is NaN.
+// What collect and keep_above of a chunk found: no NaN, that is.
+void refuse_nan(const std::string& function, const Item& item, const std::atomic<bool>& nan) {
+  if (nan)
+    value_error(
+        format("%s: scores must not be NaN, got NaN at flat index %lld", function.c_str(),
+               static_cast<long long>(item.source.first_index + std::max<std::int64_t>(find_nan(item.source), 0))));
+}
+
+// -> scores above `high`, in [low, high] (copied to `values`) and below `low`.
 py::tuple bind_collect(const std::string& function, const std::string& method, const py::array& weights,
                        const OptionalArray& aux, std::uint64_t seed, std::int64_t first_index, double low, double high,
                        const py::array& values) {
@@ -160,7 +168,8 @@ py::tuple bind_collect(const std::string& function, const std::string& method, c
     const Running running;
     counts = collect(item, low, high, NanRule{NanRank::low, nan}, to.data());
   }
-  return py::make_tuple(counts.above, counts.inside, counts.below, nan.load());
+  refuse_nan(function, item, nan);
+  return py::make_tuple(counts.above, counts.inside, counts.below);
 }
 
 // -> elements kept, ties among them
@@ -170,10 +179,12 @@ py::tuple bind_keep_above(const std::string& function, const std::string& method
   Item item = make_item(function.c_str(), method, weights, aux, seed, first_index);
   item.mask = buffer<std::uint8_t>("mask", mask, mask_bytes(view(function.c_str(), "weights", weights)), true);
   std::int64_t used = 0;
+  std::atomic<bool> nan{false};
   {
     const Running running;
-    used = keep_above(item, threshold, ties);
+    used = keep_above(item, threshold, ties, NanRule{NanRank::low, nan});
   }
+  refuse_nan(function, item, nan);
   return py::make_tuple(item.nnz, used);
 }
 

@@ -121,6 +121,22 @@ void check_outs_apart(const char* function, std::span<const Array> outs, std::sp
         value_error(format("%s: out must not share memory between two tensors, got some that do", function));
 }
 
+std::int64_t find_nan(const ScoreSource& source) {
+  std::int64_t found = -1;
+  dispatch(source.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    auto scratch = std::make_unique<ScoreScratch<T>>();
+    for (std::int64_t row = 0; row < source.rows() && found < 0; ++row)
+      for (std::int64_t col = 0; col < source.cols() && found < 0; col += tile_size) {
+        const std::int64_t n = std::min(tile_size, source.cols() - col);
+        const T* scores = score_tile(source, row, col, n, *scratch);
+        const T* nan = std::find_if(scores, scores + n, [](T x) { return x != x; });
+        if (nan != scores + n) found = row * source.cols() + col + (nan - scores);
+      }
+  });
+  return found;
+}
+
 static void score_one(const ScoreSource& source_, const Array& out_) {
   const ScoreSource flat = source_.flattened();
   const bool same = out_.contiguous() || flat.rows() == source_.rows();

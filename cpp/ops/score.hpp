@@ -121,6 +121,9 @@ const T* score_tile(const ScoreSource& source, std::int64_t row, std::int64_t co
   return score_tile(tile_inputs(source, row, col, count, scratch), count, scratch);
 }
 
+// The flat index of the first NaN among the scores of a prepared source, or -1.
+std::int64_t find_nan(const ScoreSource& source);
+
 // Of checked sources, to checked outs.
 void score(std::span<const ScoreSource> sources, std::span<const Array> outs);
 

@@ -241,19 +241,7 @@ class Call {
   // Tells the first NaN in mapping order. A structured unit is NaN as a whole: its elements are read again to find it.
   [[noreturn]] void throw_nan() const {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      const ScoreSource& source = sources_[i];
-      std::int64_t found = -1;
-      dispatch(source.dtype(), [&](auto zero) {
-        using T = decltype(zero);
-        auto scratch = std::make_unique<ScoreScratch<T>>();
-        for (std::int64_t row = 0; row < source.rows() && found < 0; ++row)
-          for (std::int64_t col = 0; col < source.cols() && found < 0; col += tile_size) {
-            const std::int64_t n = std::min(tile_size, source.cols() - col);
-            const T* scores = score_tile(source, row, col, n, *scratch);
-            const T* nan = std::find_if(scores, scores + n, [](T x) { return x != x; });
-            if (nan != scores + n) found = row * source.cols() + col + (nan - scores);
-          }
-      });
+      const std::int64_t found = find_nan(sources_[i]);
       if (found >= 0)
         value_error(format("%s: scores must not be NaN (or say nan='prune' or 'keep'), got NaN%s at flat index %lld",
                            function_, where(tensors_[i]).c_str(), ll(found)));

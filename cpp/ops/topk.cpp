@@ -578,13 +578,10 @@ double kth_score(Item item, std::int64_t count) {
   return score;
 }
 
-std::int64_t keep_above(Item& item, double threshold, std::int64_t ties) {
+std::int64_t keep_above(Item& item, double threshold, std::int64_t ties, NanRule nan) {
   std::vector<Item> items{item};
-  std::atomic<bool> ignored{false};
   std::int64_t used = 0;
-  as_widest(items, [&](auto zero) {
-    used = Engine<decltype(zero)>(items, NanRule{NanRank::low, ignored}).keep_above(threshold, ties);
-  });
+  as_widest(items, [&](auto zero) { used = Engine<decltype(zero)>(items, nan).keep_above(threshold, ties); });
   item.nnz = items[0].nnz;
   return used;
 }

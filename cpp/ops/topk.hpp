@@ -38,7 +38,7 @@ double kth_score(Item item, std::int64_t count);
 // Every score >= threshold.
 void keep_from(std::vector<Item>& items, double threshold, NanRule nan);
 // Every score > threshold and the first `ties` equal to it; -> how many of these there were, at most `ties`.
-std::int64_t keep_above(Item& item, double threshold, std::int64_t ties);
+std::int64_t keep_above(Item& item, double threshold, std::int64_t ties, NanRule nan);
 // Copies the scores in [low, high] to `values` (room for all of them, of the source's dtype), in flat order, and counts
 // the others. The item's mask is not used.
 struct Collected {

@@ -37,7 +37,7 @@ def collect(
     high: float,
     values: _Array,
     /,
-) -> tuple[int, int, int, bool]: ...
+) -> tuple[int, int, int]: ...
 def keep_above(
     function: str,
     method: str,

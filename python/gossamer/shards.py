@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import struct
+import threading
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, matrix_shape, require_number
+from gossamer._arrays import Array, Host, require_number
 from gossamer.masks import Mask
 from gossamer.scoring import Inputs, Method, gather_inputs, method_entry, score_dtype
 from gossamer.stats import Stats
@@ -55,23 +58,25 @@ class _Chunk:
     def end(self) -> int:
         return self.offset + self.size
 
-    def copy(self) -> _Chunk:
-        return _Chunk(self.offset, self.size, list(self.parts))
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.offset, self.end
 
     def held(self) -> int:
         return sum(values.size for values, _ in self.parts)
 
     def count_equal(self, score: float) -> int:
-        return sum(int(_counts(part)[part[0] == score].sum()) for part in self.parts)
+        # As float64 on both sides: numpy would round a Python float to the float32 of the scores.
+        return sum(int(_counts(part)[part[0] == np.float64(score)].sum()) for part in self.parts)
 
-    def keep(self, low: float, high: float) -> tuple[int, int]:
-        """Drops the scores outside of [low, high]; -> how many above and below."""
+    def within(self, low: float, high: float) -> tuple[_Chunk, int, int]:
+        """Without the scores outside of [low, high], and how many lay above and below."""
         values, counts = _packed(self.parts)
         each = _counts((values, counts))
-        above, below = values > high, values < low
+        above, below = values > np.float64(high), values < np.float64(low)
         inside = ~(above | below)
-        self.parts = [(values[inside], None if counts is None else counts[inside])]
-        return int(each[above].sum()), int(each[below].sum())
+        left = (values[inside], None if counts is None else counts[inside])
+        return _Chunk(self.offset, self.size, [left]), int(each[above].sum()), int(each[below].sum())
 
 
 class Selection:
@@ -85,10 +90,10 @@ class Selection:
     narrows as data come, to one value in 32), and one score in 32 as a sample: about 8 bytes in 32 elements where few
     scores are equal and chunks are large. Where the chunks differ so much that the threshold fell outside the interval,
     which the counts tell, ``complete`` is False and another look is needed: :meth:`again`, and ``update`` with every
-    chunk once more. That look begins with an interval taken from the sample. Data made to mislead the sample may need
-    many looks: bound the loop.
+    chunk once more. That look begins with an interval taken from the sample, and nearly always ends it; every further
+    one halves what is left at least, so that 66 looks are enough for any data.
 
-    A Selection is for one thread. Chunks of float32 and float64 do not mix: their ties may be counted wrong.
+    Threads may share a Selection: its calls wait for each other.
 
     Parameters
     ----------
@@ -143,30 +148,46 @@ class Selection:
         self._bounds = (-math.inf, math.inf)  # the threshold is known to lie between these
         self._aim: float | None = None  # and is expected here, after a first look
         self._window = self._bounds
+        self._lock = threading.Lock()
         self._clear()
 
     def _clear(self) -> None:
+        self._size = self._held = 0  # elements counted; scores held, at most
         self._above = self._below = 0  # scores outside the window
-        self._chunks: list[_Chunk] = []
+        self._chunks: list[_Chunk] = []  # by offset
         self._sample: list[Host] = []
         self._placed = False  # whether offsets were given
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was found and how far mask() has come, which more counting changes."""
         self._next = (0, 0)  # where mask() goes on: offset, ties before it
         self._found: tuple[float, int] | None = None
+        self._before: dict[int, tuple[int, int]] = {}  # for the offset of a chunk: its size, ties before it
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = self.__dict__ | {"_chunks": list(self._chunks), "_sample": list(self._sample)}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     @property
     def size(self) -> int:
         """Elements counted so far."""
-        return sum(chunk.size for chunk in self._chunks)
+        return self._size
 
     @property
     def complete(self) -> bool:
         """Whether the threshold is known; if not, :meth:`again`."""
-        kept, inside = self._kept(), self.size - self._above - self._below
+        kept, inside = self._kept(), self._size - self._above - self._below
         return kept == 0 or self._above < kept <= self._above + inside
 
     def _kept(self) -> int:
         if self.sparsity is not None:
-            return int(_core.kept_count(self.size, self.sparsity))
+            return int(_core.kept_count(self._size, self.sparsity))
         assert self.nnz is not None
         return self.nnz
 
@@ -191,92 +212,84 @@ class Selection:
             As :func:`gossamer.prune`; NaN scores; offsets that overlap, or that are given for some chunks only.
         """
         f = "Selection.update"
-        start = self._place(offset)
-        inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
-        trial = self._trial()
-        trial._chunks.append(_Chunk(start, inputs.weights[0].size, []))
-        trial._check_apart(f)
-        for index, w, aux in _blocks(inputs):
-            trial._count(inputs, start + index, w, aux)
-        trial._placed = offset is not None
-        self.__dict__.update(trial.__dict__)
-
-    def _trial(self) -> Selection:
-        """A copy to count on, which takes this one's place if all goes well. Arrays are never written to: shared."""
-        trial = copy.copy(self)
-        trial._chunks, trial._sample, trial._found = [c.copy() for c in self._chunks], list(self._sample), None
-        return trial
-
-    @property
-    def _end(self) -> int:
-        return max((c.end for c in self._chunks), default=0)
+        with self._lock:
+            start = self._place(offset)
+            inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
+            fresh = _Chunk(start, inputs.weights[0].size, [])
+            at = bisect(self._chunks, fresh.place, key=lambda c: c.place)
+            _check_apart([*self._chunks[max(at - 1, 0) : at], fresh, *self._chunks[at : at + 1]], f)
+            before, sampled = self.__dict__.copy(), len(self._sample)
+            self._chunks.insert(at, fresh)
+            try:
+                self._forget()
+                self._size += fresh.size
+                for index, w, aux in _blocks(inputs.weights[0], inputs.aux[0]):
+                    self._count(at, inputs, start + index, w, aux)
+                self._placed = offset is not None
+            except BaseException:
+                self.__dict__.update(before)
+                del self._chunks[at], self._sample[sampled:]
+                raise
 
     def _place(self, offset: int | None) -> int:
         if self._chunks and (offset is not None) != self._placed:
             raise ValueError("Selection.update: offset must be given for all chunks or for none")
         if offset is None:
-            return self._end
-        if not isinstance(offset, (int, np.integer)) or isinstance(offset, bool):
-            raise TypeError(f"Selection.update: offset must be an int, got {offset!r}")
-        if not 0 <= offset < 1 << 62:
-            raise ValueError(f"Selection.update: offset must be at least 0, got {offset}")
-        return int(offset)
+            return self._chunks[-1].end if self._chunks else 0
+        return _check_offset(offset, "Selection.update")
 
-    def _check_apart(self, function: str) -> None:
-        places = sorted((c.offset, c.end) for c in self._chunks if c.size)
-        for (_, end), (start, _) in pairwise(places):
-            if start < end:
-                raise ValueError(f"{function}: offset must not overlap with another chunk, got one at {start}")
-
-    def _count(self, inputs: Inputs, index: int, w: Host, aux: Host | None) -> None:
-        f = "Selection.update"
-        dtype = score_dtype(inputs.method, w, aux)
-        scores = np.empty(w.size, dtype)
-        above, inside, below, nan = _core.collect(f, inputs.method, w, aux, inputs.seed, index, *self._window, scores)
-        if nan:
-            raise ValueError(f"{f}: scores must not be NaN, got NaN between flat index {index} and {index + w.size}")
+    def _count(self, at: int, inputs: Inputs, index: int, w: Host, aux: Host | None) -> None:
+        scores = np.empty(w.size, score_dtype(inputs.method, w, aux))
+        above, inside, below = _core.collect(
+            "Selection.update", inputs.method, w, aux, inputs.seed, index, *self._window, scores
+        )
         self._above += above
         self._below += below
-        self._chunks[-1].parts.append((scores[:inside].copy(), None))
-        self._sample.append(_sample(inputs, w, aux))
-        if self._held() > self._room():
-            self._narrow()
-
-    def _held(self) -> int:
-        return sum(c.held() for c in self._chunks)
+        if inside:
+            low, high = self._window
+            part: Counted = (scores[:1].copy(), np.array([inside])) if low == high else (scores[:inside].copy(), None)
+            if part[0].size > _BLOCK // 8:  # the window is wide still, or many are equal
+                part = _packed([part])
+            self._chunks[at].parts.append(part)
+            self._held += 1 if low == high else inside  # before equal ones became one: a window this wide shall narrow
+        self._sample.append(_sample(inputs, index, w, aux))
+        self._narrow_to_room()
 
     def _room(self) -> int:
-        return max(_BLOCK, self.size // _SHARE) if self.nnz is None else 2 * self.nnz + _BLOCK
+        return max(_BLOCK, self._size // _SHARE) if self.nnz is None else 2 * self.nnz + _BLOCK
 
     def _inside(self) -> tuple[Host, Host]:
         """All scores inside the window, falling, and for each how many are at least as high, over all chunks."""
         whole = _packed([part for chunk in self._chunks for part in chunk.parts])
         return whole[0][::-1], self._above + np.cumsum(_counts(whole)[::-1])
 
-    def _narrow(self) -> None:
-        """Holds the half of the room that is nearest to the expected threshold."""
+    def _narrow_to_room(self) -> None:
+        """Where too much is held: keeps the half of the room that is nearest to the expected threshold."""
+        if self._held <= self._room():
+            return
         values, reached = self._inside()
+        last = values.size - 1
+        if self.nnz is not None:  # no later chunk can lower the threshold
+            self._limit(float(values[min(int(np.searchsorted(reached, self.nnz)), last)]), math.inf)
+            return
         if self._aim is not None:
-            at = int(np.searchsorted(-values, -self._aim))
+            middle = int(reached[min(int(np.searchsorted(-values, -np.float64(self._aim))), last)])
         else:
-            seen = int(reached[-1]) + self._below
-            expected = _core.kept_count(seen, self.sparsity) if self.sparsity is not None else self._kept()
-            at = int(np.searchsorted(reached, expected))
-        at = min(at, values.size - 1)
-        low, high = self._window
-        if self.nnz is None:
-            half = self._room() // 4
-            low, high = float(values[min(at + half, values.size - 1)]), float(values[max(at - half, 0)])
-        else:
-            low = float(values[at])  # no later chunk can lower the threshold
+            assert self.sparsity is not None
+            middle = int(_core.kept_count(int(reached[-1]) + self._below, self.sparsity))
+        half = self._room() // 4
+        high, low = (float(values[min(int(np.searchsorted(reached, middle + d)), last)]) for d in (-half, half))
+        if self._aim is not None:
+            low, high = min(low, self._aim), max(high, self._aim)  # so that a miss tells on which side of the aim
         self._limit(low, high)
 
     def _limit(self, low: float, high: float) -> None:
         self._window = max(low, self._window[0]), min(high, self._window[1])
-        for chunk in self._chunks:
-            above, below = chunk.keep(*self._window)
-            self._above += above
-            self._below += below
+        parts = [chunk.within(*self._window) for chunk in self._chunks]
+        self._chunks = [chunk for chunk, _, _ in parts]
+        self._above += sum(above for _, above, _ in parts)
+        self._below += sum(below for _, _, below in parts)
+        self._held = sum(chunk.held() for chunk in self._chunks)
 
     # --- several of them ----------------------------------------------------------------------------------------------
 
@@ -291,61 +304,88 @@ class Selection:
         for name in ("sparsity", "nnz", "method", "seed"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"{f}: other must have the same {name}, got {getattr(other, name)!r}")
-        if self._chunks and other._chunks and self._placed != other._placed:
-            raise ValueError(f"{f}: offset must have been given for the chunks of both or of neither")
-        trial = self._trial()
-        shift = 0 if other._placed else self._end
-        for chunk in other._chunks:
-            trial._chunks.append(_Chunk(chunk.offset + shift, chunk.size, list(chunk.parts)))
-        trial._check_apart(f)
-        trial._above += other._above
-        trial._below += other._below
-        trial._sample += other._sample
-        trial._placed = self._placed or other._placed
-        low, high = other._window
-        if low > trial._window[1] or high < trial._window[0]:  # apart: nothing between them is known
-            trial._window = (math.inf, -math.inf)
-            trial._above, trial._below = trial.size, 0
-            for chunk in trial._chunks:
-                chunk.parts = []
-        else:
-            trial._limit(low, high)
-        self.__dict__.update(trial.__dict__)
+        theirs = other.__getstate__()
+        with self._lock:
+            if self._chunks and theirs["_chunks"] and self._placed != theirs["_placed"]:
+                raise ValueError(f"{f}: offset must have been given for the chunks of both or of neither")
+            if (self._bounds, self._aim) != (theirs["_bounds"], theirs["_aim"]):
+                raise ValueError(f"{f}: other must be at the same look: again() on one, then send that to all")
+            shift = 0 if theirs["_placed"] or not self._chunks else self._chunks[-1].end
+            added = [_Chunk(c.offset + shift, c.size, list(c.parts)) for c in theirs["_chunks"]]
+            chunks = sorted([*self._chunks, *added], key=lambda c: c.place)
+            _check_apart(chunks, f)
+            before = self.__dict__.copy()
+            try:
+                self._forget()
+                self._chunks = chunks
+                self._sample = self._sample + theirs["_sample"]
+                self._placed = self._placed or theirs["_placed"]
+                for name in ("_size", "_above", "_below"):
+                    setattr(self, name, getattr(self, name) + theirs[name])
+                low, high = theirs["_window"]
+                if low > self._window[1] or high < self._window[0]:  # apart: nothing between them is known
+                    self._chunks = [_Chunk(c.offset, c.size, []) for c in chunks]
+                    self._window, self._above, self._below, self._held = (math.inf, -math.inf), self._size, 0, 0
+                else:
+                    self._limit(low, high)
+                    self._narrow_to_room()
+            except BaseException:
+                self.__dict__.update(before)
+                raise
 
     def again(self) -> None:
         """Forgets the counts and begins another look: ``update`` with every chunk once more.
 
         For several processes: merge, ``again`` on the result, send that to all, and go on from there.
         """
-        if self.complete:
-            raise RuntimeError("Selection.again: a second look is not needed, the threshold is known")
-        share = self._kept() / self.size
+        f = "Selection.again"
+        with self._lock:
+            self._check_enough(f)
+            if self.complete:
+                raise RuntimeError(f"{f}: a second look is not needed, the threshold is known")
+            low, high = self._window
+            least, most = self._bounds
+            if low <= high:  # the miss tells on which side of the window the threshold lies
+                if self._kept() > self._above:
+                    most = min(most, math.nextafter(low, -math.inf))
+                else:
+                    least = max(least, math.nextafter(high, math.inf))
+            self._bounds = self._window = (least, most)
+            if self._aim is None:
+                low, aim, high = self._expected()
+                if low <= most and high >= least:
+                    self._window = (max(low, least), min(high, most))
+            else:
+                aim = _middle(least, most)
+            self._aim = min(max(aim, self._window[0]), self._window[1])
+            self._clear()
+
+    def _expected(self) -> tuple[float, float, float]:
+        """Bounds of the threshold by the sample, 8 standard deviations wide, and what it says itself."""
+        share = self._kept() / self._size
         sample = np.sort(np.concatenate(self._sample))[::-1]
         middle = share * sample.size
         spread = 8 * math.sqrt(sample.size * share * (1 - share)) + 16 + sample.size / 256
-        at = [min(max(int(middle + d), 0), sample.size - 1) for d in (spread, 0, -spread)]
-        low, aim, high = (float(sample[i]) for i in at)
-        least, most = self._bounds
-        if self._window[0] <= self._window[1]:  # the miss tells on which side of the window the threshold lies
-            missed_low = self._kept() > self._above
-            least, most = (least, min(most, self._window[0])) if missed_low else (max(least, self._window[1]), most)
-        self._bounds = (least, most)
-        low = -math.inf if at[0] == sample.size - 1 else low
-        high = math.inf if at[2] == 0 else high
-        overlaps = low <= most and high >= least
-        self._window = (max(low, least), min(high, most)) if overlaps else self._bounds
-        self._aim = min(max(aim, self._window[0]), self._window[1])
-        self._clear()
+        low, aim, high = (int(middle + d) for d in (spread, 0, -spread))
+        return (
+            float(sample[low]) if low < sample.size else -math.inf,
+            float(sample[min(aim, sample.size - 1)]),
+            float(sample[high]) if high >= 0 else math.inf,
+        )
 
     # --- the result ---------------------------------------------------------------------------------------------------
+
+    def _check_enough(self, function: str) -> None:
+        if self._kept() > self._size:
+            message = f"nnz must be at most the number of elements, {self._size}, got {self._kept()}"
+            raise ValueError(f"{function}: {message}")
 
     def _limit_and_ties(self, function: str) -> tuple[float, int]:
         """The lowest score that is kept, and how many of those equal to it are kept."""
         if self._found is not None:
             return self._found
+        self._check_enough(function)
         kept = self._kept()
-        if kept > self.size:
-            raise ValueError(f"{function}: nnz must be at most the number of elements, {self.size}, got {kept}")
         if kept == 0:
             return math.inf, 0
         if not self.complete:
@@ -363,7 +403,8 @@ class Selection:
 
         Raises RuntimeError unless :attr:`complete`, ValueError if fewer than ``nnz`` elements were counted.
         """
-        return self._limit_and_ties("Selection.threshold")[0]
+        with self._lock:
+            return self._limit_and_ties("Selection.threshold")[0]
 
     def mask(
         self, chunk: Array, grads: Array | None = None, *, stats: Stats | None = None, offset: int | None = None
@@ -373,37 +414,76 @@ class Selection:
         Parameters
         ----------
         chunk, grads, stats : as in :meth:`update`.
-        offset : flat index of the chunk's first element: that of a chunk of ``update``. Left out, chunks follow each
-            other, from the first one on and however they are cut.
+        offset : flat index of the chunk's first element, if ``update`` was given it: in any order then. Left out,
+            chunks follow each other, from the first one on and however they are cut; after the last one from the first
+            again.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            As :meth:`update` and :meth:`threshold`; an offset at which no chunk began.
+            As :meth:`update` and :meth:`threshold`; a chunk that was not counted.
         """
         f = "Selection.mask"
-        threshold, ties = self._limit_and_ties(f)
-        start, before = self._next
-        if offset is not None:
-            if offset not in (c.offset for c in self._chunks):
-                raise ValueError(f"{f}: offset must be that of a chunk that was counted, got {offset!r}")
-            start = int(offset)
-            before = sum(c.count_equal(threshold) for c in self._chunks if c.offset < start)
-        inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
-        w, aux = inputs.weights[0], inputs.aux[0]
-        if start + w.size > self._end:
-            raise ValueError(f"{f}: chunk must be one that was counted, got elements beyond the last")
-        bits = Mask._blank(w.shape, f)
-        kept, used = _core.keep_above(
-            f, inputs.method, w, aux, inputs.seed, start, threshold, max(ties - before, 0), bits
-        )
-        if offset is None:
-            self._next = (start + w.size, before + used)
-        return Mask._own(w.shape, bits, kept)
+        with self._lock:
+            threshold, ties = self._limit_and_ties(f)
+            if (offset is not None) != self._placed and self._chunks:
+                raise ValueError(f"{f}: offset must be given where update() had it, and only there, got {offset!r}")
+            start, before = self._next if offset is None else (_check_offset(offset, f), 0)
+            inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
+            w, aux = inputs.weights[0], inputs.aux[0]
+            if offset is not None:
+                before = self._ties_before(start, w.size, threshold)
+            elif start + w.size > self._size:
+                raise ValueError(f"{f}: chunk must be one that was counted, got elements beyond the last")
+            bits = Mask._blank(w.shape, f)
+            kept, used = _core.keep_above(
+                f, inputs.method, w, aux, inputs.seed, start, threshold, max(ties - before, 0), bits
+            )
+            if offset is None:
+                end = start + w.size
+                self._next = (end, before + used) if end < self._size else (0, 0)
+            return Mask._own(w.shape, bits, kept)
+
+    def _ties_before(self, offset: int, size: int, threshold: float) -> int:
+        """How many scores of the chunks before this one equal the threshold."""
+        if not self._before:
+            before = 0
+            for c in self._chunks:
+                self._before[c.offset] = (c.size, before)
+                before += c.count_equal(threshold)
+        counted, before = self._before.get(offset, (-1, 0))
+        if size not in (counted, 0):
+            raise ValueError(f"Selection.mask: offset must be that of a chunk of this size, got {offset} for {size}")
+        return before
 
     def __repr__(self) -> str:
         rule = f"sparsity={self.sparsity:g}" if self.sparsity is not None else f"nnz={self.nnz}"
         return f"Selection({rule}, method={self.method!r}, size={self.size}, complete={self.complete})"
+
+
+def _check_offset(offset: object, function: str) -> int:
+    if not isinstance(offset, (int, np.integer)) or isinstance(offset, bool):
+        raise TypeError(f"{function}: offset must be an int, got {offset!r}")
+    if not 0 <= offset < 1 << 62:
+        raise ValueError(f"{function}: offset must be in [0, 2**62), got {offset}")
+    return int(offset)
+
+
+def _check_apart(chunks: list[_Chunk], function: str) -> None:
+    for one, other in pairwise(chunks):
+        if other.offset < one.end:
+            raise ValueError(f"{function}: offset must not overlap with another chunk, got one at {other.offset}")
+
+
+def _middle(low: float, high: float) -> float:
+    """The number with as many float64 numbers below it as above, between two."""
+
+    def flip(bits: int) -> int:  # between the order of the numbers and their bits
+        return bits if bits >= 0 else -(bits & (1 << 63) - 1)
+
+    low_key, high_key = (flip(*struct.unpack("<q", struct.pack("<d", x))) for x in (low, high))
+    key = (low_key + high_key) // 2
+    return float(struct.unpack("<d", struct.pack("<Q", key if key >= 0 else (1 << 63) - key))[0])
 
 
 def _scored(inputs: Inputs, start: int, function: str) -> Inputs:
@@ -416,27 +496,37 @@ def _scored(inputs: Inputs, start: int, function: str) -> Inputs:
     return Inputs("", inputs.names, [scores], [None], 0)
 
 
-def _sample(inputs: Inputs, w: Host, aux: Host | None) -> Host:
-    """About one score in ``_SHARE`` of a block: of every so many rows (for a vector: elements), then of those."""
-    whole_rows = slice(None, None, min(_SHARE, len(w)))
-    w_thin = w[whole_rows]
-    scores = np.empty(w_thin.shape, score_dtype(inputs.method, w, aux))
-    aux_thin = aux[whole_rows] if aux is not None and aux.shape == w.shape else aux
-    _core.score(inputs.method, [w_thin], [aux_thin], inputs.seed, [scores])
-    return scores.reshape(-1)[:: max(1, _SHARE * scores.size // w.size)].copy()
+def _sample(inputs: Inputs, index: int, w: Host, aux: Host | None) -> Host:
+    """One score in ``_SHARE`` of a block, at random, so that no order of the data misleads it."""
+    at = np.arange(-(index % _SHARE), w.size, _SHARE)
+    at += np.random.Generator(np.random.SFC64(index)).integers(0, _SHARE, at.size, dtype=np.uint8)
+    at = at[(at >= 0) & (at < w.size)]
+    partner = None if aux is None else _at(aux, at % aux.size)
+    scores = np.empty(at.size, score_dtype(inputs.method, w, aux))
+    _core.score(inputs.method, [_at(w, at)], [partner], inputs.seed, [scores])
+    return scores
 
 
-def _blocks(inputs: Inputs) -> Iterator[tuple[int, Host, Host | None]]:
+def _at(x: Host, at: Host) -> Host:
+    """Elements by flat index, without a copy of a strided array."""
+    return x.reshape(-1)[at] if x.flags.c_contiguous else x[np.unravel_index(at, x.shape)]
+
+
+def _blocks(w: Host, aux: Host | None, first: int = 0) -> Iterator[tuple[int, Host, Host | None]]:
     """(flat index, weights, what goes with them) of about ``_BLOCK`` elements, as views."""
-    w, aux = inputs.weights[0], inputs.aux[0]
-    if w.size == 0:
-        return
     per_column = aux is not None and aux.shape != w.shape
     if not per_column and all(a is None or a.flags.c_contiguous for a in (w, aux)):
         w, aux = w.reshape(-1), None if aux is None else aux.reshape(-1)
-    rows, cols = (w.size, 1) if w.ndim <= 1 and not per_column else matrix_shape(w.shape)
-    w = w.reshape(1, -1) if w.ndim == 0 or (w.ndim == 1 and per_column) else w
-    step = max(1, _BLOCK // cols)
-    for first in range(0, rows, step):
-        part = slice(first, first + step)
-        yield first * cols, w[part], aux if aux is None or per_column else aux[part]
+    if w.size <= _BLOCK:
+        yield first, w, aux
+        return
+    inner = w.size // len(w)
+    step = max(1, _BLOCK // inner)
+    for i in range(0, len(w), step):
+        part = slice(i, i + step)
+        if inner <= _BLOCK:
+            yield first + i * inner, w[part], aux if aux is None or per_column else aux[part]
+        elif per_column:
+            yield from _blocks(w[i].reshape(-1), aux, first + i * inner)
+        else:
+            yield from _blocks(w[i], None if aux is None else aux[i], first + i * inner)
