@@ -27,6 +27,7 @@ def _things() -> dict[str, Any]:
         "mask": mask,
         "kernel": kernel,
         "csr": gs.SparseMatrix.from_dense(w, mask, format="csr"),
+        "panel": gs.SparseMatrix.from_dense(w, mask, format="panel"),
         "dense": gs.SparseMatrix.from_dense(w, mask, format="dense"),
     }
 

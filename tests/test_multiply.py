@@ -12,7 +12,7 @@ import gossamer as gs
 from cases import ACTIVATIONS, FLOATS, LAYOUTS, assert_close, assert_same_bits, generator, right_or_refused
 from gossamer import reference
 
-FORMATS = ("csr", "dense", "auto")
+FORMATS = ("csr", "panel", "dense", "auto")
 # rows, cols, batch
 SIZES = [
     (1, 1, 1),
@@ -67,7 +67,7 @@ def test_products_of_every_size(dtype: type, form: str, density: float, size: tu
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
@@ -102,7 +102,7 @@ def test_activations_are_accurate_everywhere(dtype: type, activation: str, span:
     assert (np.abs(y - truth) <= limit * np.maximum(np.abs(z), np.abs(truth))).all()
 
 
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 def test_nan_and_infinity_go_through(form: str) -> None:
     w = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(w != 0), format=form)
@@ -115,7 +115,7 @@ def test_nan_and_infinity_go_through(form: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(dtype: type, form: str, layout: str) -> None:
     w, x = _dense(33, 47, dtype), _normal(19, 47, dtype=dtype)
@@ -133,7 +133,7 @@ def test_layouts(dtype: type, form: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 def test_out(dtype: type, form: str) -> None:
     w, x = _dense(33, 47, dtype), _normal(19, 47, dtype=dtype)
     a = gs.SparseMatrix.from_dense(w, format=form)
@@ -160,7 +160,7 @@ def test_out_may_be_the_residual() -> None:
     assert_close(r, truth, _scale(x, w, truth), np.float64)
 
 
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 @pytest.mark.parametrize("call", ["linear", "matmul"])
 def test_out_that_is_the_input_is_right_or_refused(form: str, call: str) -> None:
     w, x = _dense(32, 32, np.float64, 0.5), _normal(32, 32, dtype=np.float64)
@@ -175,7 +175,7 @@ def test_out_that_is_the_input_is_right_or_refused(form: str, call: str) -> None
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 def test_vectors(dtype: type, form: str) -> None:
     w, x, b = _dense(33, 47, dtype), _normal(47, dtype=dtype), _normal(33, dtype=dtype)
     a = gs.SparseMatrix.from_dense(w, format=form)
@@ -185,7 +185,7 @@ def test_vectors(dtype: type, form: str) -> None:
     assert_close(gs.linear(x, a, bias=b), truth, scale, dtype)
 
 
-@pytest.mark.parametrize("form", ["csr", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
 @pytest.mark.parametrize(("values", "inputs"), [(np.float32, np.float64), (np.float64, np.float32)])
 def test_the_result_has_the_dtype_of_x(form: str, values: type, inputs: type) -> None:
     w, x = _dense(33, 47, values), _normal(19, 47, dtype=inputs)
@@ -236,7 +236,8 @@ def test_sddmm(dtype: type, density: float, size: tuple[int, int, int]) -> None:
     scale = np.where(kept, np.abs(x) @ np.abs(y).T, 0.0)
     zeros = np.zeros((rows, cols), dtype)
     mask = gs.Mask.from_dense(kept)
-    for pattern in (mask, *(gs.SparseMatrix.from_dense(zeros, mask, format=form) for form in ("csr", "dense"))):
+    for form in ("mask", "csr", "panel", "dense"):
+        pattern = mask if form == "mask" else gs.SparseMatrix.from_dense(zeros, mask, format=form)
         result = gs.sddmm(x, y, pattern)
         assert isinstance(result, gs.SparseMatrix)
         assert result.shape == (rows, cols)

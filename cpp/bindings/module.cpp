@@ -369,6 +369,40 @@ void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t co
   matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
 }
 
+// A PanelPattern and its values are immutable on the Python side; their sizes are checked here all the same.
+std::shared_ptr<PanelPattern> make_panels(const py::array& mask, std::int64_t rows, std::int64_t cols) {
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  const Running running;
+  return std::make_shared<PanelPattern>(bits, rows, cols);
+}
+
+Array panel_values(const PanelPattern& p, const char* argument, const py::array& values, bool writable) {
+  const Array v = writable ? wide_writable_view("_core", argument, values) : wide_view("_core", argument, values);
+  if (!v.contiguous() || v.size() != p.nnz()) value_error("_core: values must have one entry a kept position");
+  return v;
+}
+
+void reorder_panels(const PanelPattern& p, const py::array& indptr, const py::array& from, const py::array& to,
+                    bool pack) {
+  const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, p.rows() + 1, false);
+  const Array a = panel_values(p, "from", from, false), b = panel_values(p, "to", to, true);
+  if (a.dtype() != b.dtype()) type_error("_core: values must keep their dtype");
+  if (starts[p.rows()] != p.nnz()) value_error("_core: indptr does not belong to the panels");
+  const Running running;
+  pack ? p.pack(starts, a.dtype(), a.data(), b.data()) : p.unpack(starts, a.dtype(), a.data(), b.data());
+}
+
+void bind_matmul_panel(const std::string& function, const PanelPattern& p, const py::array& values, const py::array& x,
+                       bool linear, const OptionalArray& bias, const std::string& activation,
+                       const OptionalArray& residual, const py::array& out) {
+  const char* f = function.c_str();
+  const Array v = panel_values(p, "values", values, false);
+  const Array from = wide_view(f, "x", x), to = wide_writable_view(f, "out", out);
+  const Epilogue e = make_epilogue(f, bias, activation, residual);
+  const Running running;
+  matmul_panel(f, p, v.dtype(), v.data(), from, linear, e, to);
+}
+
 // What matmul checks, for a product that another library computes.
 void bind_check_product(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& x,
                         bool linear, const OptionalArray& bias, const std::string& activation,
@@ -479,6 +513,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   m.def("values_to_dense", &bind_values_to_dense);
   m.def("transpose", &bind_transpose);
   m.def("matmul", &bind_matmul);
+  py::class_<PanelPattern, std::shared_ptr<PanelPattern>>(m, "Panels")
+      .def(py::init(&make_panels))
+      .def_property_readonly("nbytes", &PanelPattern::nbytes)
+      .def("reorder", &reorder_panels);
+  m.def("matmul_panel", &bind_matmul_panel);
   m.def("check_product", &bind_check_product);
   m.def("epilogue", &bind_epilogue);
   m.def("activation_grad", &bind_activation_grad);

@@ -46,6 +46,15 @@ struct TileInputs {
   T r;
 };
 
+// The panel format (ops/panel.hpp) groups the columns of four rows by which of the rows keep them, a bit a row, and
+// takes them in steps of up to four such groups: steps that touch every row keep all sums of a tile busy, so that no
+// addition waits for the one before. What finds no partner comes last.
+constexpr int panel_rows = 4;
+constexpr int panel_step_count = 23;
+constexpr std::uint8_t panel_steps[panel_step_count][4] = {
+    {15}, {7, 8}, {11, 4}, {13, 2}, {14, 1}, {3, 12}, {5, 10}, {6, 9}, {1, 2, 4, 8},  //
+    {1},  {2},    {3},     {4},     {5},     {6},     {7},     {8},    {9},          {10}, {11}, {12}, {13}, {14}};
+
 template <class T>
 struct KeyOf;
 template <>
@@ -100,11 +109,17 @@ struct TypedKernels {
   void (*add_squares)(const T* x, double* sums, i64 n);
   void (*subtract_products)(const T* w, const T* g, double* sums, i64 n);
 
+  // Products with a tile of X, [cols][shape * columns]; shape 0 is one column for CSR, half of shape 1 for panels.
   // spmm_csr.inl.hpp: y[r - first][0 .. width) = sum over the row of value * x[index][0 .. width)
+  // spmm_panel.inl.hpp: the same for panels that lie one after the other, added to y or put there
   using Spmm = void (*)(const i64* indptr, const void* indices, const T* values, i64 first, i64 last, const T* x, T* y);
-  static constexpr int widths = 4;
-  int width[widths];     // columns of a tile, descending; the last is 1
-  Spmm spmm[2][widths];  // [32-bit, 64-bit indices]
+  using Panel = void (*)(const std::uint16_t* counts, const std::uint16_t* cols, const T* values, i64 panels,
+                         const T* x, bool add, T* y);
+  static constexpr int max_shape = 4;
+  int columns;                  // of a tile of shape 1
+  Spmm spmm[2][max_shape + 1];  // [32-bit, 64-bit indices]
+  int panel_shapes;             // the widest tile whose sums fit into the registers
+  Panel panel[max_shape + 1];
   T (*dot)(const T* a, const T* b, i64 n);
   void (*epilogue)(T* y, i64 n, T bias, Act act);                           // y = act(y + bias)
   void (*activation_grad)(const T* z, const T* dy, T* dz, i64 n, Act act);  // dz = dy * act'(z)

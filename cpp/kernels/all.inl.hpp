@@ -21,6 +21,7 @@
 #include "kernels/adjust.inl.hpp"
 #include "kernels/stats.inl.hpp"
 #include "kernels/spmm_csr.inl.hpp"
+#include "kernels/spmm_panel.inl.hpp"
 
 namespace gossamer {
 namespace {
@@ -41,6 +42,16 @@ constexpr void fill(TypedKernels<T>& t, Criterion criterion) {
       stream_of[static_cast<int>(Storage::half)] = &stream<C, T, Half>;
       stream_of[static_cast<int>(Storage::bfloat)] = &stream<C, T, BFloat>;
     }
+  }
+}
+
+template <class T, int shape, int unit>
+constexpr void fill_shapes(TypedKernels<T>& t) {
+  if constexpr (shape <= TypedKernels<T>::max_shape) {
+    t.spmm[0][shape] = &spmm<T, std::int32_t, shape * unit>;
+    t.spmm[1][shape] = &spmm<T, std::int64_t, shape * unit>;
+    if constexpr (shape <= panel_shapes) t.panel[shape] = &spmm_panel<typename Simd<T>::V, shape * unit>;
+    fill_shapes<T, shape + 1, unit>(t);
   }
 }
 
@@ -79,18 +90,12 @@ constexpr TypedKernels<T> make_table() {
   t.add_squares = &add_squares<T>;
   t.subtract_products = &subtract_products<T>;
   constexpr int unit = lanes > 1 ? 1 : 2;  // a one-lane ISA takes as many columns in more "vectors"
-  t.width[0] = 4 * unit * lanes;
-  t.width[1] = 2 * unit * lanes;
-  t.width[2] = unit * lanes;
-  t.width[3] = 1;
-  t.spmm[0][0] = &spmm<T, std::int32_t, 4 * unit>;
-  t.spmm[0][1] = &spmm<T, std::int32_t, 2 * unit>;
-  t.spmm[0][2] = &spmm<T, std::int32_t, 1 * unit>;
-  t.spmm[0][3] = &spmv<T, std::int32_t>;
-  t.spmm[1][0] = &spmm<T, std::int64_t, 4 * unit>;
-  t.spmm[1][1] = &spmm<T, std::int64_t, 2 * unit>;
-  t.spmm[1][2] = &spmm<T, std::int64_t, 1 * unit>;
-  t.spmm[1][3] = &spmv<T, std::int64_t>;
+  t.columns = unit * lanes;
+  t.spmm[0][0] = &spmv<T, std::int32_t>;
+  t.spmm[1][0] = &spmv<T, std::int64_t>;
+  t.panel_shapes = panel_shapes;
+  t.panel[0] = &spmm_panel<typename Simd<T>::Narrow, 1>;
+  fill_shapes<T, 1, unit>(t);
   t.dot = &dot<T>;
   t.epilogue = &epilogue<T>;
   t.activation_grad = &activation_grad<T>;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// X is packed, a block of columns at a time, into tiles [cols][width] whose rows are whole vectors; the kernel runs
+// X is packed, a block of columns at a time, into tiles [cols][width] whose rows are whole vectors; a kernel runs
 // down the rows of A over one tile, and the epilogue is applied to the finished tile on its way out. Row-major
-// activations (linear) only change how a tile is packed and written, so there is one kernel for both.
+// activations (linear) only change how a tile is packed and written, so a format has one kernel for both.
 #include "ops/matmul.hpp"
 
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <span>
 #include <vector>
 
 #include "core/dispatch.hpp"
@@ -21,17 +22,71 @@ constexpr std::int64_t pack_rows = 128;           // of a packed tile that are w
 constexpr std::int64_t block_columns = 256;       // of X that are packed at a time
 constexpr std::int64_t chunk_products = 1 << 14;  // non-zeros a thread claims at a time
 
-// Row ranges of about chunk_products non-zeros, at most max_rows rows each.
-std::vector<std::int64_t> split_rows(const CsrPattern& a, std::int64_t max_rows) {
-  std::vector<std::int64_t> starts{0};
-  for (std::int64_t row = 0; row < a.rows;) {
-    const std::int64_t* first = a.indptr + row;
-    const std::int64_t* beyond = a.indptr + std::min(a.rows, row + max_rows) + 1;
-    row += std::max<std::int64_t>(1, std::upper_bound(first + 1, beyond, *first + chunk_products) - first - 1);
-    starts.push_back(row);
+// What a product sees of a format: chunks of rows; blocks of columns, each of which adds to the sums of the one before;
+// and a kernel for every shape of tile.
+
+template <class T>
+class CsrRows {
+ public:
+  static constexpr bool job_is_one_tile = true;  // the rows are short work: a tile of X stays in the cache
+  static constexpr bool takes_column = true;     // as it lies
+
+  CsrRows(const CsrPattern& a, const T* values) : a_(a), values_(values) {
+    for (std::int64_t row = 0; row < a.rows;) {
+      const std::int64_t* first = a.indptr + row;
+      const std::int64_t* beyond = a.indptr + std::min(a.rows, row + 512) + 1;
+      row += std::max<std::int64_t>(1, std::upper_bound(first + 1, beyond, *first + chunk_products) - first - 1);
+      starts_.push_back(row);
+    }
   }
-  return starts;
-}
+  static int shapes() { return TypedKernels<T>::max_shape; }
+  static int width(int shape) { return shape == 0 ? 1 : shape * kernels<T>().columns; }
+  std::int64_t rows() const { return a_.rows; }
+  std::int64_t cols() const { return a_.cols; }
+  std::int64_t chunks() const { return static_cast<std::int64_t>(starts_.size()) - 1; }
+  std::int64_t first_row(std::int64_t chunk) const { return starts_[static_cast<std::size_t>(chunk)]; }
+  std::int64_t blocks() const { return 1; }
+  std::int64_t room(std::int64_t rows) const { return rows; }  // of y
+  void multiply(std::int64_t chunk, std::int64_t, int shape, const T* x, T* y) const {
+    kernels<T>().spmm[a_.wide][shape](a_.indptr, a_.indices, values_, first_row(chunk), first_row(chunk + 1), x, y);
+  }
+
+ private:
+  const CsrPattern& a_;
+  const T* values_;
+  std::vector<std::int64_t> starts_{0};
+};
+
+template <class T>
+class PanelRows {
+ public:
+  static constexpr bool job_is_one_tile = false;  // a block of the matrix stays in the cache, and tiles pass
+  static constexpr bool takes_column = false;
+
+  PanelRows(const PanelPattern& a, const T* values) : a_(a), values_(values) {}
+  static int shapes() { return kernels<T>().panel_shapes; }
+  static int width(int shape) { return shape == 0 ? kernels<T>().columns / 2 : shape * kernels<T>().columns; }
+  std::int64_t rows() const { return a_.rows(); }
+  std::int64_t cols() const { return a_.cols(); }
+  std::int64_t chunks() const { return a_.chunks(); }
+  std::int64_t first_row(std::int64_t chunk) const { return std::min(a_.rows(), chunk * chunk_rows); }
+  std::int64_t blocks() const { return std::max<std::int64_t>(1, a_.blocks()); }
+  std::int64_t room(std::int64_t rows) const { return (rows + panel_rows - 1) / panel_rows * panel_rows; }
+  void multiply(std::int64_t chunk, std::int64_t block, int shape, const T* x, T* y) const {
+    const auto& table = kernels<T>();
+    if (a_.blocks() == 0) {
+      std::fill(y, y + room(first_row(chunk + 1) - first_row(chunk)) * width(shape), T{0});
+      return;
+    }
+    const PanelPattern::Start& start = a_.start(chunk, block);
+    table.panel[shape](a_.counts(chunk, block), a_.columns() + start.column, values_ + start.value, a_.panels(chunk),
+                       x + block * a_.depth() * width(shape), block > 0, y);
+  }
+
+ private:
+  const PanelPattern& a_;
+  const T* values_;
+};
 
 template <class T>
 void add_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_t n, T* values, T* buffer) {
@@ -48,38 +103,31 @@ void store_row(const Array& array, std::int64_t row, std::int64_t col, std::int6
   }
 }
 
-template <class T>
+template <class T, class Rows>
 class Product {
  public:
-  Product(const CsrPattern& a, const T* values, const Array& x, bool linear, const Epilogue& epilogue, const Array& out)
-      : a_(a),
-        values_(values),
-        x_(x),
-        linear_(linear),
-        epilogue_(epilogue),
-        out_(out),
-        n_(linear ? x.rows() : x.cols()) {}
+  Product(const Rows& a, const Array& x, bool linear, const Epilogue& epilogue, const Array& out)
+      : a_(a), x_(x), linear_(linear), epilogue_(epilogue), out_(out), n_(linear ? x.rows() : x.cols()) {}
 
   void run() {
-    if (n_ == 0 || a_.rows == 0) return;
-    const auto& table = kernels<T>();
-    const std::vector<std::int64_t> rows = split_rows(a_, 512);
-    const auto row_chunks = static_cast<std::int64_t>(rows.size()) - 1;
-    if (a_.cols > std::int64_t{1} << 48) throw std::bad_alloc();
-    const Tile largest = cut(0, std::min(n_, block_columns)).back();  // the first block is the largest
-    const T* in_place = n_ == 1 ? column() : nullptr;
-    const auto room = in_place != nullptr ? 0 : largest.offset + a_.cols * table.width[largest.shape];
+    if (n_ == 0 || a_.rows() == 0) return;
+    if (a_.cols() > std::int64_t{1} << 48) throw std::bad_alloc();
+    const T* in_place = Rows::takes_column && n_ == 1 ? column() : nullptr;
+    const auto room = in_place != nullptr ? 0 : a_.cols() * padded(std::min(n_, block_columns));
     const auto packed = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(room));
     PerWorker<std::vector<T>> scratch;
     for (std::int64_t block = 0; block < n_; block += block_columns) {
       const std::vector<Tile> tiles = cut(block, std::min(n_, block + block_columns));
       if (in_place == nullptr) pack(tiles, packed.get());
-      const auto jobs = row_chunks * static_cast<std::int64_t>(tiles.size());
-      parallel_for(jobs, scratch, [&](std::int64_t job, std::vector<T>& y) {
-        const Tile& tile = tiles[static_cast<std::size_t>(job / row_chunks)];
-        const std::int64_t chunk = job % row_chunks;
-        compute(tile, in_place != nullptr ? in_place : packed.get(), rows[static_cast<std::size_t>(chunk)],
-                rows[static_cast<std::size_t>(chunk) + 1], y);
+      const auto count = static_cast<std::int64_t>(tiles.size());
+      const std::int64_t jobs_a_chunk =
+          Rows::job_is_one_tile ? count : std::clamp<std::int64_t>(4 * num_threads() / a_.chunks(), 1, count);
+      parallel_for(a_.chunks() * jobs_a_chunk, scratch, [&](std::int64_t job, std::vector<T>& y) {
+        const std::int64_t part = job / a_.chunks();
+        const std::span<const Tile> all(tiles);
+        const auto first = static_cast<std::size_t>(part * count / jobs_a_chunk);
+        const auto last = static_cast<std::size_t>((part + 1) * count / jobs_a_chunk);
+        compute(all.subspan(first, last - first), in_place != nullptr ? in_place : packed.get(), job % a_.chunks(), y);
       });
     }
   }
@@ -87,8 +135,9 @@ class Product {
  private:
   struct Tile {
     std::int64_t begin, end;  // columns of X
-    int shape;                // index into the table's widths
+    int shape;                // index into the table's kernels
     std::int64_t offset;      // of the packed tile
+    std::int64_t width() const { return Rows::width(shape); }
   };
 
   // The only column of X where it lies, if it is contiguous.
@@ -97,29 +146,33 @@ class Product {
     return x_.can_transpose() ? x_.transposed().template direct<T>(0, 0) : nullptr;
   }
 
-  // The widest tiles first; what is left over takes the narrowest tile that holds it, padded with zeros.
+  // n columns as whole vectors; few of them may have a kernel of their own.
+  static std::int64_t padded(std::int64_t n) {
+    const std::int64_t columns = kernels<T>().columns;
+    return n <= Rows::width(0) ? Rows::width(0) : (n + columns - 1) / columns * columns;
+  }
+
+  // As few tiles as there can be, and none much narrower than another. The last one is padded with zeros.
   std::vector<Tile> cut(std::int64_t begin, std::int64_t end) const {
-    const auto& width = kernels<T>().width;
-    constexpr int last = TypedKernels<T>::widths - 1;
+    const std::int64_t columns = kernels<T>().columns, shapes = Rows::shapes();
+    if (end - begin <= Rows::width(0)) return {{begin, end, 0, 0}};
+    const std::int64_t vectors = (end - begin + columns - 1) / columns, count = (vectors + shapes - 1) / shapes;
     std::vector<Tile> tiles;
-    for (std::int64_t offset = 0; begin < end;) {
-      int shape = 0;
-      while (shape < last && width[shape + 1] >= end - begin) ++shape;
-      const std::int64_t stop = std::min(end, begin + width[shape]);
-      tiles.push_back({begin, stop, shape, offset});
-      offset += a_.cols * width[shape];
-      begin = stop;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t first = i * vectors / count, last = (i + 1) * vectors / count;
+      tiles.push_back({begin + first * columns, std::min(end, begin + last * columns), static_cast<int>(last - first),
+                       a_.cols() * first * columns});
     }
     return tiles;
   }
 
   void pack(const std::vector<Tile>& tiles, T* packed) const {
     // About chunk_size elements a job, so that a small X is packed without waking a thread.
-    const std::int64_t step = std::max<std::int64_t>(pack_rows, chunk_size / kernels<T>().width[tiles[0].shape]);
-    const std::int64_t parts = (a_.cols + step - 1) / step;
+    const std::int64_t step = std::max<std::int64_t>(pack_rows, chunk_size / tiles[0].width());
+    const std::int64_t parts = (a_.cols() + step - 1) / step;
     parallel_for(parts * static_cast<std::int64_t>(tiles.size()), [&](std::int64_t job) {
       const Tile& tile = tiles[static_cast<std::size_t>(job / parts)];
-      const std::int64_t end = std::min(a_.cols, (job % parts + 1) * step);
+      const std::int64_t end = std::min(a_.cols(), (job % parts + 1) * step);
       for (std::int64_t first = job % parts * step; first < end; first += pack_rows)
         pack(tile, first, std::min(end, first + pack_rows), packed + tile.offset);
     });
@@ -127,7 +180,7 @@ class Product {
 
   // Rows [first, last) of a packed tile, at most pack_rows of them: 16 KiB that stay in the L1 cache.
   void pack(const Tile& tile, std::int64_t first, std::int64_t last, T* to) const {
-    const std::int64_t width = kernels<T>().width[tile.shape], n = tile.end - tile.begin;
+    const std::int64_t width = tile.width(), n = tile.end - tile.begin;
     T buffer[pack_rows];
     if (!linear_) {
       for (std::int64_t c = first; c < last; ++c) {
@@ -143,24 +196,40 @@ class Product {
     }
   }
 
-  void compute(const Tile& tile, const T* packed, std::int64_t first, std::int64_t last, std::vector<T>& y) const {
-    const auto& table = kernels<T>();
-    const std::int64_t width = table.width[tile.shape], n = tile.end - tile.begin, rows = last - first;
-    const std::size_t need = static_cast<std::size_t>(rows * width + 2 * std::max(rows, width));
+  void compute(std::span<const Tile> tiles, const T* packed, std::int64_t chunk, std::vector<T>& y) const {
+    const std::int64_t first = a_.first_row(chunk), rows = a_.first_row(chunk + 1) - first, room = a_.room(rows);
+    std::int64_t width = 0;
+    for (const Tile& tile : tiles) width += tile.width();
+    const auto need = static_cast<std::size_t>(room * width + 2 * std::max(rows, width));
     if (y.size() < need) y.resize(need);
-    T* line = y.data() + rows * width;
-    T* buffer = line + std::max(rows, width);
-    table.spmm[a_.wide][tile.shape](a_.indptr, a_.indices, values_, first, last, packed + tile.offset, y.data());
+    T* spare = y.data() + room * width;
+    for (std::int64_t block = 0; block < a_.blocks(); ++block) {
+      T* to = y.data();
+      for (const Tile& tile : tiles) {
+        a_.multiply(chunk, block, tile.shape, packed + tile.offset, to);
+        to += room * tile.width();
+      }
+    }
+    T* from = y.data();
+    for (const Tile& tile : tiles) {
+      finish(tile, first, rows, from, spare, spare + std::max(rows, width));
+      from += room * tile.width();
+    }
+  }
+
+  // The epilogue of rows [first, first + rows) of a tile, and out with them.
+  void finish(const Tile& tile, std::int64_t first, std::int64_t rows, T* y, T* line, T* buffer) const {
+    const std::int64_t width = tile.width(), n = tile.end - tile.begin;
     for (std::int64_t r = 0; r < rows; ++r) {
       T bias{0};
       if (epilogue_.bias) bias = *epilogue_.bias->load(0, first + r, 1, buffer);
       if (epilogue_.bias || epilogue_.activation != Act::identity)
-        table.epilogue(y.data() + r * width, n, bias, epilogue_.activation);
-      if (!linear_) put(first + r, tile.begin, n, y.data() + r * width, buffer);
+        kernels<T>().epilogue(y + r * width, n, bias, epilogue_.activation);
+      if (!linear_) put(first + r, tile.begin, n, y + r * width, buffer);
     }
     if (!linear_) return;
     for (std::int64_t j = 0; j < n; ++j) {
-      for (std::int64_t r = 0; r < rows; ++r) line[r] = y[static_cast<std::size_t>(r * width + j)];
+      for (std::int64_t r = 0; r < rows; ++r) line[r] = y[r * width + j];
       put(tile.begin + j, first, rows, line, buffer);
     }
   }
@@ -170,8 +239,7 @@ class Product {
     store_row(out_, row, col, n, values);
   }
 
-  const CsrPattern& a_;
-  const T* values_;
+  const Rows& a_;
   const Array& x_;
   const bool linear_;
   const Epilogue& epilogue_;
@@ -218,7 +286,18 @@ void matmul_csr(const char* function, const CsrPattern& a, DType dtype, const vo
   check_product(function, a.rows, a.cols, x, linear, epilogue, out);
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    Product<T>(a, static_cast<const T*>(values), x, linear, epilogue, out).run();
+    const CsrRows<T> rows(a, static_cast<const T*>(values));
+    Product<T, CsrRows<T>>(rows, x, linear, epilogue, out).run();
+  });
+}
+
+void matmul_panel(const char* function, const PanelPattern& a, DType dtype, const void* values, const Array& x,
+                  bool linear, const Epilogue& epilogue, const Array& out) {
+  check_product(function, a.rows(), a.cols(), x, linear, epilogue, out);
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const PanelRows<T> rows(a, static_cast<const T*>(values));
+    Product<T, PanelRows<T>>(rows, x, linear, epilogue, out).run();
   });
 }
 

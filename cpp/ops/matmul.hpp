@@ -6,6 +6,7 @@
 #include "core/array.hpp"
 #include "core/table.hpp"
 #include "ops/compress.hpp"
+#include "ops/panel.hpp"
 
 namespace gossamer {
 
@@ -23,6 +24,10 @@ Act parse_activation(const char* function, const std::string& name);
 // must not overlap x. X is packed into scratch of at most 256 columns at a time.
 void matmul_csr(const char* function, const CsrPattern& a, DType dtype, const void* values, const Array& x, bool linear,
                 const Epilogue& epilogue, const Array& out);
+
+// The same with the values in the order of the panels.
+void matmul_panel(const char* function, const PanelPattern& a, DType dtype, const void* values, const Array& x,
+                  bool linear, const Epilogue& epilogue, const Array& out);
 
 // Throws unless the shapes of a product fit and out may be written.
 void check_product(const char* function, std::int64_t rows, std::int64_t cols, const Array& x, bool linear,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // 256-bit vectors: AVX2, FMA, BMI2. The vocabulary of every simd/*.hpp:
 //   Simd<T>::V        the vector of T; V::lanes, V::Scalar, V::Key (the integer of the same width)
+//   Simd<T>::Narrow   half of it (one lane has no half), for the products of few columns: Load Set Store Add MulAdd
 //   Load Set Store Add Mul Div MulAdd Abs ReduceSum  as in Highway; unaligned addresses are fine
 //   LoadAs            of T, or for float of Half and BFloat, widened
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
@@ -19,6 +20,9 @@
 
 namespace gossamer {
 namespace {
+
+// Shapes of a panel's tile: 4 rows x 3 sums, 3 of X and a value fill the 16 registers.
+constexpr int panel_shapes = 3;
 
 struct VF32 {
   using Scalar = float;
@@ -49,10 +53,12 @@ struct Simd;
 template <>
 struct Simd<float> {
   using V = VF32;
+  using Narrow = struct HF32;
 };
 template <>
 struct Simd<double> {
   using V = VF64;
+  using Narrow = struct HF64;
 };
 template <>
 struct Simd<Half> {
@@ -232,6 +238,39 @@ inline unsigned Equal(KI32 a, KI32 b) {
 inline unsigned Equal(KI64 a, KI64 b) {
   return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(a.v, b.v))));
 }
+
+struct HF32 {
+  using Scalar = float;
+  static constexpr int lanes = 4;
+  __m128 v;
+};
+struct HF64 {
+  using Scalar = double;
+  static constexpr int lanes = 2;
+  __m128d v;
+};
+template <>
+inline HF32 Load<HF32>(const float* p) {
+  return {_mm_loadu_ps(p)};
+}
+template <>
+inline HF64 Load<HF64>(const double* p) {
+  return {_mm_loadu_pd(p)};
+}
+template <>
+inline HF32 Set<HF32>(float x) {
+  return {_mm_set1_ps(x)};
+}
+template <>
+inline HF64 Set<HF64>(double x) {
+  return {_mm_set1_pd(x)};
+}
+inline void Store(HF32 a, float* p) { _mm_storeu_ps(p, a.v); }
+inline void Store(HF64 a, double* p) { _mm_storeu_pd(p, a.v); }
+inline HF32 Add(HF32 a, HF32 b) { return {_mm_add_ps(a.v, b.v)}; }
+inline HF64 Add(HF64 a, HF64 b) { return {_mm_add_pd(a.v, b.v)}; }
+inline HF32 MulAdd(HF32 a, HF32 b, HF32 c) { return {_mm_fmadd_ps(a.v, b.v, c.v)}; }
+inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm_fmadd_pd(a.v, b.v, c.v)}; }
 
 }  // namespace
 }  // namespace gossamer

@@ -11,6 +11,9 @@
 namespace gossamer {
 namespace {
 
+// Shapes of a panel's tile: 4 rows x 4 sums of 32 registers.
+constexpr int panel_shapes = 4;
+
 struct VF32 {
   using Scalar = float;
   using Key = std::int32_t;
@@ -40,10 +43,12 @@ struct Simd;
 template <>
 struct Simd<float> {
   using V = VF32;
+  using Narrow = struct HF32;
 };
 template <>
 struct Simd<double> {
   using V = VF64;
+  using Narrow = struct HF64;
 };
 template <>
 struct Simd<Half> {
@@ -163,6 +168,39 @@ inline unsigned Greater(KI32 a, KI32 b) { return _mm512_cmpgt_epi32_mask(a.v, b.
 inline unsigned Greater(KI64 a, KI64 b) { return _mm512_cmpgt_epi64_mask(a.v, b.v); }
 inline unsigned Equal(KI32 a, KI32 b) { return _mm512_cmpeq_epi32_mask(a.v, b.v); }
 inline unsigned Equal(KI64 a, KI64 b) { return _mm512_cmpeq_epi64_mask(a.v, b.v); }
+
+struct HF32 {
+  using Scalar = float;
+  static constexpr int lanes = 8;
+  __m256 v;
+};
+struct HF64 {
+  using Scalar = double;
+  static constexpr int lanes = 4;
+  __m256d v;
+};
+template <>
+inline HF32 Load<HF32>(const float* p) {
+  return {_mm256_loadu_ps(p)};
+}
+template <>
+inline HF64 Load<HF64>(const double* p) {
+  return {_mm256_loadu_pd(p)};
+}
+template <>
+inline HF32 Set<HF32>(float x) {
+  return {_mm256_set1_ps(x)};
+}
+template <>
+inline HF64 Set<HF64>(double x) {
+  return {_mm256_set1_pd(x)};
+}
+inline void Store(HF32 a, float* p) { _mm256_storeu_ps(p, a.v); }
+inline void Store(HF64 a, double* p) { _mm256_storeu_pd(p, a.v); }
+inline HF32 Add(HF32 a, HF32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline HF64 Add(HF64 a, HF64 b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline HF32 MulAdd(HF32 a, HF32 b, HF32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 
 }  // namespace
 }  // namespace gossamer

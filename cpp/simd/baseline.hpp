@@ -10,6 +10,9 @@
 namespace gossamer {
 namespace {
 
+// Shapes of a panel's tile: 4 rows x 2 x 2 sums.
+constexpr int panel_shapes = 2;
+
 template <class T, class K, class U>
 struct Lane {
   using Scalar = T;
@@ -33,10 +36,12 @@ struct Simd;
 template <>
 struct Simd<float> {
   using V = Lane<float, std::int32_t, std::uint32_t>;
+  using Narrow = V;
 };
 template <>
 struct Simd<double> {
   using V = Lane<double, std::int64_t, std::uint64_t>;
+  using Narrow = V;
 };
 
 template <>

@@ -91,6 +91,24 @@ def matmul(
     out: _Array,
     /,
 ) -> None: ...
+class Panels:
+    def __init__(self, mask: _Array, rows: int, cols: int, /) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def reorder(self, indptr: _Array, values: _Array, to: _Array, pack: bool, /) -> None: ...
+
+def matmul_panel(
+    function: str,
+    panels: Panels,
+    values: _Array,
+    x: _Array,
+    linear: bool,
+    bias: _Array | None,
+    activation: str,
+    residual: _Array | None,
+    out: _Array,
+    /,
+) -> None: ...
 def check_product(
     function: str,
     rows: int,

@@ -111,6 +111,10 @@ def _product(
     if a.format == "dense":
         _dense_product(f, a, matrix, linear, b, act, r, to)
         return result
+    if a.format == "panel" and view.dtype == a.dtype:
+        assert a._values is not None
+        _core.matmul_panel(f, a._structure.panels(), a._values, matrix, linear, b, act, r, to)
+        return result
     values = a.values
     if view.dtype == np.float64 and values.dtype == np.float32:
         values = values.astype(np.float64)

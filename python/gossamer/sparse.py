@@ -15,8 +15,8 @@ from gossamer.masks import Mask, packed_bits
 if TYPE_CHECKING:
     import scipy.sparse
 
-_FORMATS = ("auto", "csr", "dense")
-_LATER = ("panel", "bitmask", "n:m", "bsr")
+_FORMATS = ("auto", "csr", "panel", "dense")
+_LATER = ("bitmask", "n:m", "bsr")
 # The density up to which CSR is taken by "auto": where this version's CSR kernel meets OpenBLAS's dense product
 # (`python bench/breakeven.py`). A calibrated model takes its place when the faster formats come.
 CSR_BELOW_DENSITY = 0.15
@@ -37,7 +37,9 @@ class Structure:
     ) -> None:
         self.shape = shape
         self._mask, self._csr = mask, csr
+        self._indptr = None if csr is None else csr[0]
         self._transposed: tuple[Structure, Host] | None = None
+        self._panels: Any = None
         self._lock = threading.RLock()
         self.nnz = mask.nnz if mask is not None else int(csr[0][-1]) if csr is not None else 0
         if csr is not None:
@@ -51,17 +53,31 @@ class Structure:
                 self._mask = Mask._own(self.shape, packed, self.nnz)
             return self._mask
 
+    def indptr(self) -> Host:
+        """int64 ``[rows + 1]``: where the values of each row begin, in row-major order."""
+        with self._lock:
+            if self._indptr is None:
+                indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
+                _core.mask_to_indptr(self.mask().packed, *self.shape, indptr)
+                (self._indptr,) = _freeze(indptr)
+            return self._indptr
+
     def csr(self) -> tuple[Host, Host]:
         """indptr int64 ``[rows + 1]`` and the column indices ``[nnz]``."""
         with self._lock:
             if self._csr is None:
-                packed = self.mask().packed
-                indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
-                _core.mask_to_indptr(packed, *self.shape, indptr)
+                indptr = self.indptr()
                 indices = empty((self.nnz,), index_dtype(self.shape[1]), "SparseMatrix")
-                _core.mask_to_indices(packed, *self.shape, indptr, indices)
+                _core.mask_to_indices(self.mask().packed, *self.shape, indptr, indices)
                 self._csr = _freeze(indptr, indices)
             return self._csr
+
+    def panels(self) -> Any:
+        """The structure of the panel format (``_core.Panels``)."""
+        with self._lock:
+            if self._panels is None:
+                self._panels = _core.Panels(self.mask().packed, *self.shape)
+            return self._panels
 
     def transposed(self) -> tuple[Structure, Host]:
         """The structure of the transpose, and where each of its values lies among this one's."""
@@ -77,8 +93,9 @@ class Structure:
 
     @property
     def nbytes(self) -> int:
-        held = 0 if self._mask is None else self._mask.packed.nbytes
-        held += 0 if self._csr is None else sum(a.nbytes for a in self._csr)
+        made = (self._indptr, None if self._csr is None else self._csr[1], self._panels)
+        held = sum(part.nbytes for part in made if part is not None)
+        held += 0 if self._mask is None else self._mask.packed.nbytes
         if self._transposed is not None:
             held += self._transposed[0].nbytes + self._transposed[1].nbytes
         return held
@@ -110,7 +127,7 @@ class SparseMatrix:
     __slots__ = ("_dense", "_format", "_plan", "_structure", "_values")
 
     _structure: Structure
-    _values: Host | None  # None for "dense", which holds them in place
+    _values: Host | None  # None for "dense", which holds them in place; in the order of the panels for "panel"
     _dense: Host | None
     _format: str
     _plan: str
@@ -130,9 +147,14 @@ class SparseMatrix:
             a._dense[...] = 0
             _core.values_to_dense(*structure.shape, *structure.csr(), values, a._dense)
             _freeze(a._dense)
+        elif format == "panel":
+            a._values = np.empty_like(values)
+            structure.panels().reorder(structure.indptr(), values, a._values, True)
+            _freeze(a._values)
         else:
+            structure.csr()  # now, and not at the first product
             a._values = values
-            _freeze(values)
+            _freeze(a._values)
         return a
 
     @classmethod
@@ -143,7 +165,8 @@ class SparseMatrix:
         ----------
         w : float32 or float64, read as the matrix ``[shape[0], rest]``.
         mask : what is kept, zeros included; None keeps everything that is not zero.
-        format : ``"csr"``, ``"dense"``, or ``"auto"``: the one that the density speaks for; ``a.plan`` says why.
+        format : ``"csr"``, ``"panel"`` (for products with eight columns or more), ``"dense"``, or ``"auto"``: csr or
+            dense, as the density speaks for; ``a.plan`` says why.
         dtype : of the values; None keeps ``w``'s.
 
         Raises
@@ -162,7 +185,7 @@ class SparseMatrix:
             packed = packed_bits(mask, dense.shape, "SparseMatrix.from_dense", "mask")
         structure = Structure(shape, mask=Mask._own(shape, packed))
         values = np.empty(structure.nnz, dense.dtype)
-        _core.mask_to_values("SparseMatrix.from_dense", dense, packed, structure.csr()[0], values)
+        _core.mask_to_values("SparseMatrix.from_dense", dense, packed, structure.indptr(), values)
         values = values.astype(
             _value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False
         )
@@ -283,11 +306,14 @@ class SparseMatrix:
     @property
     def values(self) -> Host:
         """The values ``[nnz]`` in row-major order of the kept positions, read-only."""
-        if self._values is not None:
+        if self._values is not None and self._format != "panel":
             return self._values
-        assert self._dense is not None
-        values = np.empty(self.nnz, self.dtype)
-        _core.mask_to_values("SparseMatrix.values", self._dense, self.mask.packed, self._structure.csr()[0], values)
+        values, indptr = np.empty(self.nnz, self.dtype), self._structure.indptr()
+        if self._values is not None:
+            self._structure.panels().reorder(indptr, self._values, values, False)
+        else:
+            assert self._dense is not None
+            _core.mask_to_values("SparseMatrix.values", self._dense, self.mask.packed, indptr, values)
         _freeze(values)
         return values
 
@@ -338,7 +364,8 @@ def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]
     if format in _LATER or (
         isinstance(format, str) and (format.startswith("bsr:") or format.replace(":", "").isdigit())
     ):
-        raise NotImplementedError(f"{function}: format {format!r} is not in this version (csr, dense and auto are)")
+        here = ", ".join(_FORMATS)
+        raise NotImplementedError(f"{function}: format {format!r} is not in this version ({here} are)")
     if not isinstance(format, str):
         raise TypeError(f"{function}: format must be a str, got {format!r}")
     raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS + _LATER)}, got {format!r}")

@@ -10,6 +10,9 @@
 #include "check.hpp"
 #include "core/cpu.hpp"
 #include "core/dtype.hpp"
+#include "ops/bits.hpp"
+#include "ops/panel.hpp"
+#include "ops/tiles.hpp"
 #include "random.hpp"
 
 using namespace gossamer;
@@ -485,13 +488,73 @@ TEST(adjustments_and_statistics_are_the_same_everywhere) {
   });
 }
 
+TEST(panels_are_within_rounding_on_every_table) {
+  Random random(9);
+  const auto run = [&](auto zero, const Isa& isa, std::int64_t rows, std::int64_t cols, unsigned kept_of_16) {
+    using T = decltype(zero);
+    const TypedKernels<T>& table = isa.kernels->typed(zero);
+    std::vector<std::uint8_t> mask(static_cast<std::size_t>(rows * row_bytes(cols)));
+    std::vector<std::int64_t> indptr{0}, columns;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < cols; ++c)
+        if (random.below(16) < kept_of_16) {
+          columns.push_back(c);
+          set_bit(mask.data() + r * row_bytes(cols), c);
+        }
+      indptr.push_back(static_cast<std::int64_t>(columns.size()));
+    }
+    const auto nnz = static_cast<std::int64_t>(columns.size());
+    const PanelPattern panels(mask.data(), rows, cols);
+    CHECK(panels.nnz() == nnz, "panels of %lld x %lld", ll(rows), ll(cols));
+    const Heap<T> values = drawn<T>(random, nnz, Mix::plain), packed(nnz), back(nnz);
+    constexpr DType dtype = sizeof(T) == 4 ? DType::float32 : DType::float64;
+    panels.pack(indptr.data(), dtype, values.data(), packed.data());
+    panels.unpack(indptr.data(), dtype, packed.data(), back.data());
+    CHECK(std::equal(values.data(), values.data() + nnz, back.data()), "values keep their places");
+    for (int shape = 0; shape <= table.panel_shapes; ++shape) {
+      const std::int64_t width = shape == 0 ? table.columns / 2 : shape * table.columns;
+      const Heap<T> x = drawn<T>(random, cols * width, Mix::plain);
+      for (std::int64_t chunk = 0; chunk < panels.chunks(); ++chunk) {
+        const Heap<T> y(panels.panels(chunk) * panel_rows * width);
+        for (std::int64_t block = 0; block < panels.blocks(); ++block)
+          table.panel[shape](panels.counts(chunk, block), panels.columns() + panels.start(chunk, block).column,
+                             packed.data() + panels.start(chunk, block).value, panels.panels(chunk),
+                             x.data() + block * panels.depth() * width, block > 0, y.data());
+        for (std::int64_t r = chunk * chunk_rows; r < std::min(rows, (chunk + 1) * chunk_rows); ++r)
+          for (std::int64_t j = 0; j < width; ++j) {
+            double exact = 0, magnitude = 0;
+            for (std::int64_t i = indptr[static_cast<std::size_t>(r)]; i < indptr[static_cast<std::size_t>(r) + 1];
+                 ++i) {
+              const double product = static_cast<double>(values[i]) *
+                                     static_cast<double>(x[columns[static_cast<std::size_t>(i)] * width + j]);
+              exact += product;
+              magnitude += std::abs(product);
+            }
+            CHECK(close(y[(r - chunk * chunk_rows) * width + j], exact, magnitude), "panel %s shape=%d", isa.name,
+                  shape);
+          }
+      }
+    }
+  };
+  for (const Isa& isa : isas()) {
+    if (!isa.supported) continue;
+    for (const std::int64_t cols : {1, 7, 64, 65, 1100, 4500})
+      for (const std::int64_t rows : {1, 4, 6, 131})
+        for (const unsigned kept : {0u, 1u, 8u, 16u}) {
+          if (rows * cols > 200'000) continue;
+          run(float{}, isa, rows, cols, kept);
+          run(double{}, isa, rows, cols, kept);
+        }
+  }
+}
+
 TEST(products_are_within_rounding_on_every_table) {
   Random random(8);
   const auto run = [&](auto zero, auto index_zero, const Isa& isa, int shape, std::int64_t rows, std::int64_t cols) {
     using T = decltype(zero);
     using Index = decltype(index_zero);
     const TypedKernels<T>& table = isa.kernels->typed(zero);
-    const std::int64_t width = table.width[shape];
+    const std::int64_t width = shape == 0 ? 1 : shape * table.columns;
     std::vector<std::int64_t> starts{0}, columns;
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t c = 0; c < cols; ++c)
@@ -522,7 +585,7 @@ TEST(products_are_within_rounding_on_every_table) {
   };
   for (const Isa& isa : isas()) {
     if (!isa.supported) continue;
-    for (int shape = 0; shape < TypedKernels<float>::widths; ++shape)
+    for (int shape = 0; shape <= TypedKernels<float>::max_shape; ++shape)
       for (const std::int64_t cols : {0, 1, 2, 3, 4, 5, 9, 17, 600})
         for (const std::int64_t rows : {0, 1, 6}) {
           run(float{}, std::int32_t{}, isa, shape, rows, cols);
