@@ -231,6 +231,39 @@ def test_accounting_checks_the_counts(count: Any) -> None:
         count({"a": 5}, {"c": 1})
     with pytest.raises(ValueError, match=rf"{count.__name__}: kept must be in \[0, 5\], got 6 for 'a'"):
         count({"a": 5}, {"a": 6})
+    for sizes, kept, error, message in (
+        ({"a": -5}, {}, ValueError, "sizes must not be negative, got -5 for 'a'"),
+        ({"a": 5.0}, {}, TypeError, "sizes must be an integer, got 5.0 for 'a'"),
+        ([5], {}, TypeError, "sizes must be a mapping of counts, got list"),
+        ({"a": 5}, {"a": -1}, ValueError, "kept must not be negative, got -1 for 'a'"),
+        ({"a": 5}, {"a": "1"}, TypeError, "kept must be an integer, got '1' for 'a'"),
+        ({"a": 5}, None, TypeError, "kept must be a mapping of counts, got NoneType"),
+    ):
+        with pytest.raises(error, match=f"^{count.__name__}: {message}"):
+            count(sizes, kept)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda a: a.stored_bytes({}, {}, biases=-1), ValueError, "stored_bytes: biases must not be negative, got -1"),
+        (lambda a: a.stored_bytes({}, {}, biases=True), TypeError, "stored_bytes: biases must be an integer, got True"),
+        (
+            lambda a: a.flops({"a": 5}, {}, uses={"a": -1}),
+            ValueError,
+            "flops: uses must not be negative, got -1 for 'a'",
+        ),
+        (
+            lambda a: a.flops({"a": 5}, {}, uses={"a": "x"}),
+            TypeError,
+            "flops: uses must be an integer, got 'x' for 'a'",
+        ),
+        (lambda a: a.flops({"a": 5}, {}, uses={"b": 1}), ValueError, "flops: uses must name tensors of sizes, got 'b'"),
+    ],
+)
+def test_accounting_checks_the_rest(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        call(accounting)
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
@@ -306,6 +339,19 @@ def test_a_sparsifier_takes_it() -> None:
             lambda p, s: gs.allocate(p, 0.5, method="owl", stats=s | {"b": np.ones(144)}),
             TypeError,
             "allocate: stats must be a Stats, got ndarray for 'b'",
+        ),
+        (
+            lambda p, s: gs.allocate(p, 0.5, method="owl", stats=s | {"b": gs.Stats("norm")}),
+            ValueError,
+            "allocate: stats must have been updated for method 'owl', got no data for 'b'",
+        ),
+        *(
+            (
+                lambda p, s, m=m: gs.allocate({"a": p["a"].astype(int)}, 0.5, method=m, stats=s),
+                TypeError,
+                "^allocate: params must be float32, float64, float16 or bfloat16, got int64",
+            )
+            for m in ("lamp", "owl")
         ),
     ],
 )

@@ -2,9 +2,12 @@
 """``compensate``: least squares, SparseGPT's sweep, singular statistics, errors, and a real encoder's layers."""
 
 import importlib.util
+import os
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import ml_dtypes
@@ -15,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gossamer as gs
-from cases import LAYOUTS, assert_same_bits, generator
+from cases import LAYOUTS, assert_same_bits, generator, values
 from gossamer import reference
 from gossamer.compensation import inverse_diagonal
+from gossamer.threads import one_blas_thread
 
 METHODS = ("exact", "obs")
 
@@ -258,6 +262,66 @@ def test_threads_of_the_caller(method: str) -> None:
     assert blas()[: len(before)] == before
 
 
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_calls_at_once_share_the_limit_and_leave_other_settings_alone(threads: None) -> None:
+    meet = Barrier(3, timeout=20)
+
+    def limited() -> list[int]:
+        with one_blas_thread():
+            meet.wait()  # all are inside
+            found = blas_threads()
+            meet.wait()
+            return found
+
+    before = blas_threads()
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            inside = [pool.submit(limited) for _ in range(2)]
+            meet.wait()
+            gs.set_num_threads(3)
+            meet.wait()
+            assert [set(one.result()) for one in inside] == [{1}, {1}]
+            assert gs.get_num_threads() == 3
+    assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_forked_inside_a_limit_has_its_threads_back() -> None:
+    entered, leave = Event(), Event()
+
+    def hold() -> None:
+        with one_blas_thread():
+            entered.set()
+            leave.wait(20)
+
+    before, holder = blas_threads(), Thread(target=hold)
+    holder.start()
+    assert entered.wait(20)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if blas_threads() == before and inverse_diagonal(np.eye(2)).tolist() == [1, 1] else 1)
+    leave.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_strided_kernels_are_not_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.compensation._CHUNK", 100 * 18)
+    w = values("normal", (4000, 3, 3, 4), np.float32)[..., :2]
+    mask, stats = gs.Mask.from_dense(np.abs(w) > 0.5), hessian(correlated(60, 18))
+    gs.compensate(w[:1], gs.Mask.from_dense(np.ones((1, 3, 3, 2), bool)), stats)  # imports
+    tracemalloc.start()
+    got = gs.compensate(w, mask, stats, method="obs")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * got.nbytes
+    assert_same_bits(got, gs.compensate(w.copy(), mask, stats, method="obs"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_huge_weights(method: str) -> None:
     """Beyond what a squared error can hold: the masked weights stay, and nothing warns."""
@@ -329,6 +393,19 @@ def test_inverse_diagonal() -> None:
     np.testing.assert_allclose(inverse_diagonal(h), np.diagonal(np.linalg.inv(h)), rtol=1e-9)
     assert_same_bits(h, before)
     assert inverse_diagonal(np.zeros((0, 0))).shape == (0,)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_inverse_diagonal_holds_one_matrix(dead: bool) -> None:
+    x = correlated(800, 400)
+    x[:, 5] *= not dead
+    h = x.T @ x
+    inverse_diagonal(h[:3, :3])  # imports
+    tracemalloc.start()
+    inverse_diagonal(h)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * h.nbytes  # and a bool a number
 
 
 def test_inverse_diagonal_with_dead_inputs() -> None:

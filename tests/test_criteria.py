@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The criteria: every one with every pattern, group and dtype against the reference, and the trap of each by hand."""
 
+import copy
+import pickle
+import tracemalloc
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +24,8 @@ from cases import (
     values,
 )
 from cases import compute_dtype as t_of
-from gossamer import reference
+from gossamer import reference, scoring
+from gossamer.compensation import inverse_diagonal
 
 
 @pytest.mark.parametrize("case", table("criteria/"), ids=str)
@@ -535,3 +539,33 @@ def test_adjusted_16_bit_weights_are_rounded_once(dtype: Any, rule: str) -> None
             with np.errstate(over="ignore"):
                 assert_same_bits(moved, wide.astype(dtype))
                 assert_same_bits(moved, reference.adjust(w, s, rate, rule=rule))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.float32, 5), (np.float64, 9)], ids=["float32", "float64"])
+def test_fisher_holds_no_hidden_float64(dtype: Any, most: float) -> None:
+    w = values("normal", (500, 400), dtype)
+    stats = _fed("grad2", values("normal", (2, 500, 400), dtype, "g"))
+    tracemalloc.start()
+    gs.prune(w, method="fisher", stats=stats, sparsity=0.5, out=w)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < most * w.size + 600_000  # and two blocks
+
+
+def test_tensors_with_one_hessian_share_its_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(scoring, "inverse_diagonal", lambda h, **k: calls.append(h) or inverse_diagonal(h, **k))
+    x, w = values("normal", (40, 12), np.float64, "x"), values("normal", (6, 12), np.float32)
+    stats = _fed("hessian", x)
+    params, size = {"a": w, "b": w[:2], "c": w.astype(np.float64)}, len(pickle.dumps(stats))
+    scores = gs.score(params, method="obs", stats=dict.fromkeys(params, stats))
+    assert_same_bits(gs.score(w, method="obs", stats=stats), scores["a"])
+    assert len(calls) == 1
+    assert len(pickle.dumps(stats)) == size  # what can be computed again is not saved
+    assert_same_bits(gs.score(w, method="obs", stats=pickle.loads(pickle.dumps(stats))), scores["a"])
+    for change in (lambda: stats.update(x[:3]), lambda: stats.merge(_fed("hessian", x[:5]))):
+        before = len(calls)
+        change()
+        fresh = copy.deepcopy(stats)
+        assert_same_bits(gs.score(w, method="obs", stats=stats), gs.score(w, method="obs", stats=fresh))
+        assert len(calls) == before + 2

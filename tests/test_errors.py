@@ -147,8 +147,9 @@ ERRORS: list[tuple[Call, Any, str, tuple[str, ...]]] = [
     (lambda i: gs.prune(i.w, method="obs", stats=i.wide_hessian, sparsity=0.5, out=i.w), V, "prune", ("stats", "9")),
     (lambda i: gs.score(i.short, method="fisher", stats=i.grad2), V, "score", ("stats", r"\(5, 8\)", r"\(6, 8\)")),
     (lambda i: gs.score(i.flat, method="fisher", stats=i.grad2), V, "score", ("stats", r"\(48,\)", r"\(6, 8\)")),
-    *((lambda i, kind=kind, m=m: gs.score(i.w, method=m, stats=gs.Stats(kind)), V, r"(score|values)", ())
-      for m, kind in (("fisher", "grad2"), ("obs", "hessian"), ("ria", "norm"))),  # nothing counted yet
+    *((lambda i, kind=kind, m=m: gs.score(i.w, method=m, stats=gs.Stats(kind)), V, "score", ("stats .*updated", m))
+      for m, kind in (("fisher", "grad2"), ("obs", "hessian"), ("ria", "norm"), ("movement", "movement"))),
+    (lambda i: gs.prune(i.w, method="wanda", stats=gs.Stats("norm"), sparsity=0.5), V, "prune", ("stats .*updated",)),
     *((lambda i, m=m: gs.score(i.ints, i.g, method=m), T, "score", ("weights", "int64"))
       for m in ("lamp", "fpgm", "snip")),
     *((lambda i, m=m: gs.prune(i.complex, method=m, sparsity=0.5), T, "prune", ("weights", "complex64"))
@@ -307,6 +308,7 @@ ERRORS: list[tuple[Call, Any, str, tuple[str, ...]]] = [
     (lambda i: gs.Stats("norm", decay=-0.5), V, "Stats", ("decay", r"-0\.5")),
     (lambda i: gs.Stats("norm", decay=float("nan")), V, "Stats", ("decay", "nan")),
     (lambda i: gs.Stats("norm", decay="x"), T, "Stats", ("decay", "str|'x'")),
+    (lambda i: gs.Stats("norm", decay=True), T, "Stats", ("decay", "True")),
     (lambda i: i.norm.update(i.other), V, "update", ("8", "9")),
     (lambda i: i.norm.update(i.ints), T, "update", ("int64",)),
     (lambda i: i.norm.update([1.0] * 8), T, "update", ("list",)),

@@ -192,7 +192,7 @@ def test_wanda_takes_stats(rng: np.random.Generator) -> None:
         (lambda: gs.Sparsifier("taylor", {"a": 2}), ValueError, "sparsity must be .* got 2 for 'a'"),
         (lambda: gs.Sparsifier("taylor", "0.5"), TypeError, "Sparsifier: sparsity must be a number, got '0.5'"),
         (lambda: gs.Sparsifier("taylor", 0.5, initial=-1), ValueError, "Sparsifier: initial must be in"),
-        (lambda: gs.Sparsifier(3, 0.5), TypeError, "Sparsifier: method must be a name or a callable, got int"),
+        (lambda: gs.Sparsifier(3, 0.5), TypeError, "Sparsifier: method must be a str or a callable, got int"),
         (lambda: gs.Sparsifier("taylor", 0.5, schedule=3), TypeError, "Sparsifier: schedule must be a schedule"),
         (lambda: gs.Sparsifier("taylor", 0.5, schedule=gs.Cubic), TypeError, "Sparsifier: schedule must be a schedule"),
         (lambda: gs.Sparsifier("taylor", {"a": 0.5}, group="global"), ValueError, "must be one number for group"),
@@ -224,6 +224,23 @@ def test_wanda_takes_stats(rng: np.random.Generator) -> None:
             ValueError,
             "Sparsifier: schedule must be OneShot or Constant for pattern '2:4'",
         ),
+        (lambda: gs.Sparsifier("taylor", 0.5, initial="a"), TypeError, "Sparsifier: initial must be a number, got 'a'"),
+        (lambda: gs.Sparsifier("taylor", 0.5, pattern=3), TypeError, "Sparsifier: pattern must be a str, got 3"),
+        (lambda: gs.Sparsifier("taylor", 0.5, pattern="block:0x4"), ValueError, "Sparsifier: pattern must be .*0x4"),
+        (
+            lambda: gs.Sparsifier("taylor", 0.6, pattern="2:4"),
+            ValueError,
+            "Sparsifier: sparsity must be 0.5 with .*0.6",
+        ),
+        (lambda: gs.Sparsifier("best", 0.5), ValueError, "Sparsifier: method must be one of magnitude, .* got 'best'"),
+        (lambda: gs.Sparsifier("taylor", 0.5, group="all"), ValueError, "Sparsifier: group must be .* got 'all'"),
+        (lambda: gs.Sparsifier("taylor", 0.5, group=3), TypeError, "Sparsifier: group must be a str, got 3"),
+        (lambda: gs.Sparsifier("taylor", 0.5, nan="x"), ValueError, "Sparsifier: nan must be .* got 'x'"),
+        (
+            lambda: gs.Sparsifier("random", 0.5),
+            ValueError,
+            "Sparsifier: seed must be given for method 'random', got None",
+        ),
     ],
 )
 def test_bad_arguments(make: Any, error: type[Exception], message: str) -> None:
@@ -241,11 +258,40 @@ def test_other_params_than_init_saw(rng: np.random.Generator) -> None:
         sparsifier.step(state, {**params, "b": params["a"]}, grads, 0)
 
 
-def test_missing_gradients(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("sparsity", [0.5, {"a": 0.5, "b": 0.5}], ids=["one", "per tensor"])
+def test_what_is_wrong_with_a_step(sparsity: Any, rng: np.random.Generator) -> None:
+    params, grads = params_and_grads(rng)
+    sparsifier = gs.Sparsifier("taylor", sparsity)
+    state = sparsifier.init(params)
+    for p, g, step, error, message in (
+        (params, None, 0, ValueError, "grads must be given for method 'taylor', got None for 'a'"),
+        (params, {"a": grads["a"]}, 0, ValueError, "grads must have an entry for every tensor, got none for 'b'"),
+        (params, grads["a"], 0, TypeError, "grads must be a mapping, as the first argument is, got ndarray"),
+        (
+            params,
+            grads | {"b": grads["a"]},
+            0,
+            ValueError,
+            r"grads must have the shape \(7, 9\), got \(12, 20\) for 'b'",
+        ),
+        (params | {"b": params["b"] * np.nan}, grads, 0, ValueError, ".* NaN"),
+        (params | {"b": [1.0]}, grads, 0, TypeError, "params must be arrays, got list for 'b'"),
+        (params, grads, "a", TypeError, "step must be an integer, got 'a'"),
+    ):
+        with pytest.raises(error, match=rf"^Sparsifier\.step: {message}"):
+            sparsifier.step(state, p, g, step)
+    with pytest.raises(TypeError, match=r"^Sparsifier\.init: params must be arrays, got list for 'b'"):
+        sparsifier.init({"a": params["a"], "b": [1.0]})
+    magnitude = gs.Sparsifier("magnitude", sparsity)  # reads no gradients, so it does not miss any
+    assert magnitude.step(state, params, {}, 0)[1].changed
+
+
+def test_the_callers_sparsity_may_change(rng: np.random.Generator) -> None:
     params, _ = params_and_grads(rng)
-    sparsifier = gs.Sparsifier("taylor", 0.5)
-    with pytest.raises(ValueError, match="grads"):
-        sparsifier.step(sparsifier.init(params), params, None, 0)
+    targets = {"a": 0.9, "b": 0.5}
+    sparsifier = gs.Sparsifier("magnitude", targets)
+    targets["a"] = 7
+    assert sparsifier.step(sparsifier.init(params), params, None, 0)[0].sparsity == {"a": 0.9, "b": 0.5}
 
 
 # ---------------------------------------------------------------------------------------------- a function as schedule
@@ -500,6 +546,15 @@ def test_rigl_without_gradients(rng: np.random.Generator) -> None:
         ValueError, match=r"Sparsifier\.step: grads must be given for regrow RigL\(alpha=0.3, end=100\)"
     ):
         sparsifier.step(state, params, None, 1)
+    with pytest.raises(
+        ValueError, match=r"^Sparsifier\.step: grads must have an entry for every tensor, got none for 'b'"
+    ):
+        sparsifier.step(state, params, {"a": params["a"]}, 1)
+    with pytest.raises(
+        ValueError, match=r"^Sparsifier\.step: grads must have the shape \(12, 20\), got \(7, 9\) for 'a'"
+    ):
+        sparsifier.step(state, params, {"a": params["b"], "b": params["b"]}, 1)
+    assert not sparsifier.step(state, params, None, 100)[1].changed  # nothing grows from the end on
 
 
 @pytest.mark.parametrize("regrow", [gs.SET(0.25, seed=3), gs.RigL(0.3, 100)])
@@ -522,6 +577,8 @@ def test_regrowths_are_plain_values(regrow: Any) -> None:
         (lambda: gs.RigL(None, 10), TypeError, "RigL: alpha must be a number, got None"),
         (lambda: gs.RigL(0.3, 0), ValueError, "RigL: end must be at least 1, got 0"),
         (lambda: gs.RigL(0.3, 10.5), TypeError, "RigL: end must be an integer, got 10.5"),
+        (lambda: gs.RigL(0.3, 10).share("a"), TypeError, r"RigL\.share: step must be an integer, got 'a'"),
+        (lambda: gs.SET().growth({}, None, "a"), TypeError, r"SET\.growth: step must be an integer, got 'a'"),
     ],
 )
 def test_bad_regrowths(make: Any, error: type[Exception], message: str) -> None:

@@ -147,6 +147,19 @@ def test_copies_and_files_go_on_where_the_original_stands(kind: str, decay: floa
         assert_same_bits(other.values, stats.values)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_infinity_survive_a_file(kind: str, tmp_path: Path) -> None:
+    stats = gs.Stats(kind, decay=np.float32(0.5))
+    batch = _batch(kind, 0)
+    batch[0][2, 3], batch[0][1, 1] = np.nan, np.inf
+    stats.update(*batch)
+    stats.save(tmp_path / "stats.safetensors")
+    loaded = gs.Stats.load(tmp_path / "stats.safetensors")
+    assert np.isnan(loaded.values).any()
+    np.testing.assert_array_equal(loaded.values, stats.values)
+    assert loaded.decay == 0.5
+
+
 def test_a_batch_of_none_changes_nothing() -> None:
     stats = _fed(gs, "norm", range(1))
     expected = stats.values.copy()

@@ -155,6 +155,14 @@ def same_shape(x: Host, expected: tuple[int, ...], function: str, argument: str,
         raise ValueError(f"{function}: {argument} must have the shape {expected}, got {x.shape}{of(name)}")
 
 
+def shape_of(x: Array, function: str, argument: str, name: str) -> tuple[int, ...]:
+    """The shape of an array of any library, on any device."""
+    shape = getattr(x, "shape", None)
+    if shape is None:
+        raise TypeError(f"{function}: {argument} must be arrays, got {type(x).__name__}{of(name)}")
+    return tuple(int(extent) for extent in shape)
+
+
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """[shape[0], rest]; a vector is one row."""
     if len(shape) < 2:

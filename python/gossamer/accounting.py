@@ -12,6 +12,7 @@ By ``prune``'s rule, to the nearest, the first is 23.683516.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 
 __all__ = ["flops", "stored_bytes"]
 
@@ -26,6 +27,7 @@ def stored_bytes(sizes: Mapping[str, int], kept: Mapping[str, int], *, biases: i
     765
     """
     _check("stored_bytes", sizes, kept)
+    _check_count("stored_bytes", "biases", biases)
     counts = [(size, kept.get(name, size)) for name, size in sizes.items()]
     return 4 * biases + sum(4 * count + (-(-size // 8) if count < size else 0) for size, count in counts)
 
@@ -41,12 +43,30 @@ def flops(sizes: Mapping[str, int], kept: Mapping[str, int], *, uses: Mapping[st
     5100
     """
     _check("flops", sizes, kept)
-    return 2 * sum((uses or {}).get(name, 1) * kept.get(name, size) for name, size in sizes.items())
+    uses = {} if uses is None else uses
+    _check_counts("flops", "uses", uses, sizes)
+    return 2 * sum(uses.get(name, 1) * kept.get(name, size) for name, size in sizes.items())
 
 
 def _check(function: str, sizes: Mapping[str, int], kept: Mapping[str, int]) -> None:
+    _check_counts(function, "sizes", sizes, sizes)
+    _check_counts(function, "kept", kept, sizes)
     for name, count in kept.items():
-        if name not in sizes:
-            raise ValueError(f"{function}: kept must name tensors of sizes, got {name!r}")
-        if not 0 <= count <= sizes[name]:
+        if count > sizes[name]:
             raise ValueError(f"{function}: kept must be in [0, {sizes[name]}], got {count} for {name!r}")
+
+
+def _check_counts(function: str, argument: str, counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"{function}: {argument} must be a mapping of counts, got {type(counts).__name__}")
+    for name, count in counts.items():
+        if name not in sizes:
+            raise ValueError(f"{function}: {argument} must name tensors of sizes, got {name!r}")
+        _check_count(function, argument, count, f" for {name!r}")
+
+
+def _check_count(function: str, argument: str, count: object, of: str = "") -> None:
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise TypeError(f"{function}: {argument} must be an integer, got {count!r}{of}")
+    if count < 0:
+        raise ValueError(f"{function}: {argument} must not be negative, got {count}{of}")

@@ -9,7 +9,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gossamer._arrays import Array, Host, host, matrix_shape, named, of, partner, require_number, require_text
+from gossamer._arrays import (
+    Array,
+    Host,
+    host,
+    matrix_shape,
+    named,
+    of,
+    partner,
+    require_float,
+    require_number,
+    require_text,
+    shape_of,
+)
 from gossamer.scoring import score
 from gossamer.selection import topk_mask
 from gossamer.stats import Stats, require_stats
@@ -82,8 +94,10 @@ def allocate(
         raise ValueError(f"allocate: sparsity must be in [0, 1], got {sparsity}")
     if require_text(method, "allocate", "method") not in METHODS:
         raise ValueError(f"allocate: method must be one of {', '.join(METHODS)}, got {method!r}")
-    shapes = {name: _shape(tensor, name) for name, tensor in tensors.items()}
+    shapes = {name: shape_of(tensor, "allocate", "params", name) for name, tensor in tensors.items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if math.prod(shape)}
+    for name in sizes if method in ("lamp", "owl") else ():
+        require_float(host(tensors[name], "allocate", "params"), "allocate", "params")
     if method == "uniform":
         found = dict.fromkeys(sizes, total)
     elif method in ("er", "erk"):
@@ -97,13 +111,6 @@ def allocate(
         found = _centred(shares, sizes, total)
     result = {name: found.get(name, total) for name in tensors}
     return result if isinstance(params, Mapping) else result[""]
-
-
-def _shape(tensor: Array, name: str) -> Shape:
-    shape = getattr(tensor, "shape", None)
-    if shape is None:
-        raise TypeError(f"allocate: params must be arrays, got {type(tensor).__name__}{of(name)}")
-    return tuple(int(extent) for extent in shape)
 
 
 def _ratio(shape: Shape, *, kernel: bool) -> float:

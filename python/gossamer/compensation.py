@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from gossamer._arrays import (
     Array,
@@ -30,6 +27,7 @@ from gossamer._arrays import (
 )
 from gossamer.masks import Mask, packed_bits
 from gossamer.stats import Stats, require_stats
+from gossamer.threads import one_blas_thread
 
 _METHODS = ("exact", "obs")
 _BLOCK = 128  # columns of the obs sweep, as in the paper: inside by outer products, beyond by one matrix product
@@ -119,15 +117,12 @@ def compensate(
             continue
         with _blas_threads(cols), np.errstate(all="ignore"):
             job = _Exact(h) if method == "exact" else _Sweep(h, share, f, name)
-            _in_chunks(job, w.reshape(rows, cols), bits, target.reshape(rows, cols), name)
+            _in_chunks(job, w if w.ndim > 1 else w.reshape(1, cols), bits, target.reshape(rows, cols), name)
     return results if isinstance(weights, Mapping) else results[""]
 
 
 def _hessian(given: object, cols: int, function: str, name: str) -> Host:
-    stats = require_stats(given, "hessian", function, name)
-    if stats._sums is None:
-        raise ValueError(f"{function}: stats must have been updated, got no data{of(name)}")
-    h = stats._view
+    h = require_stats(given, "hessian", function, name)._view
     same_shape(h, (cols, cols), function, "stats", name)
     _require_finite(h, function, "stats", name)
     return h
@@ -140,12 +135,12 @@ def _require_finite(a: Host, function: str, argument: str, name: str) -> None:
 
 
 def _in_chunks(job: _Exact | _Sweep, w: Host, bits: Host, target: Host, name: str) -> None:
-    """Runs a job on some rows at a time. ``w`` and ``target`` are ``[rows, cols]``, ``bits`` their packed mask."""
-    rows, cols = w.shape
+    """Runs a job on some rows at a time. ``w`` is ``[rows, ...]``, ``target`` a matrix, ``bits`` its packed mask."""
+    rows, cols = target.shape
     step = max(1, _CHUNK // cols)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        dense = w[part].astype(np.float64)
+        dense = w[part].astype(np.float64, order="C").reshape(-1, cols)
         _require_finite(dense, "compensate", "weights", name)
         kept = np.unpackbits(bits[part], axis=1, count=cols, bitorder="little").view(np.bool_)
         target[part] = job.run(dense, kept, bits[part], target.dtype)
@@ -163,7 +158,7 @@ class _Exact:
         live = h.diagonal() > 0  # an input that is always 0 says nothing about its weights: they stay
         self.live: Any = slice(None) if live.all() else np.flatnonzero(live)
         self.norms = np.sqrt(h.diagonal()[self.live])
-        self.matrix = _unit_diagonal(h if live.all() else h[np.ix_(live, live)], self.norms)
+        self.matrix = _unit_diagonal(h, live, self.norms)
 
     @cached_property
     def inverse(self) -> Host | None:
@@ -216,7 +211,7 @@ class _Sweep:
             raise ValueError(
                 f"{function}: damping must be greater for statistics that are singular, got {damping!r}{of(name)}"
             )
-        self.upper = np.ascontiguousarray(np.tril(_lapack().dtrtri(factor, lower=1, overwrite_c=1)[0])[::-1, ::-1])
+        self.upper = np.ascontiguousarray(_lapack().dtrtri(factor, lower=1, overwrite_c=1)[0][::-1, ::-1])
 
     def run(self, w: Host, kept: Host, bits: Host, dtype: Any) -> Host:
         u, columns = self.upper, w.T.copy()
@@ -260,46 +255,31 @@ def inverse_diagonal(h: Host, *, function: str = "inverse_diagonal", argument: s
         raise ValueError(f"{function}: {argument} must be a square matrix, got the shape {h.shape}")
     _require_finite(h, function, argument, name)
     result = np.full(len(h), np.inf)
-    live = np.flatnonzero(h.diagonal() > 0)
-    if not live.size:
+    live = h.diagonal() > 0
+    if not live.any():
         return result
-    with _blas_threads(len(live)):
+    n = int(np.count_nonzero(live))
+    with _blas_threads(n):
         norms = np.sqrt(h.diagonal()[live])
-        matrix = _unit_diagonal(h[np.ix_(live, live)], norms)
-        factor = _cholesky(matrix.copy(), _singular(len(live)))
-        if factor is None:
+        factor = _cholesky(_unit_diagonal(h, live, norms), _singular(n))
+        if factor is None:  # its memory is spoilt
+            matrix = _unit_diagonal(h, live, norms)
             np.einsum("ii->i", matrix)[:] += 0.01 * (norms**2).mean() / norms**2
             factor = _cholesky(matrix, 0.0)
         if factor is None:  # not semidefinite: no sum of products
             raise ValueError(f"{function}: {argument} must be positive semidefinite, got another matrix")
-        result[live] = _inverse(factor).diagonal() / norms**2
+        root = _lapack().dtrtri(factor, lower=1, overwrite_c=1)[0]  # inv(L): the inverse is inv(L)' inv(L)
+        result[live] = np.einsum("ij,ij->j", root, root) / norms**2
     return result
 
 
 # ------------------------------------------------------------------------------------------------- linear algebra
 
-# threadpoolctl restores what it found: two calls at once could leave their limit behind.
-_limiting = threading.Lock()
 
-
-def _after_fork() -> None:
-    global _limiting
-    _limiting = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-@contextmanager
-def _blas_threads(inputs: int) -> Iterator[None]:
+def _blas_threads(inputs: int) -> AbstractContextManager[None]:
     """One for small matrices, else all; so small layers do not depend on their number either."""
-    if inputs >= _PARALLEL:
-        yield
-        return
     _lapack()  # it must be loaded to be limited
-    with _limiting, threadpoolctl.threadpool_limits(1, "blas"):
-        yield
+    return nullcontext() if inputs >= _PARALLEL else one_blas_thread()
 
 
 def _lapack() -> Any:
@@ -313,28 +293,31 @@ def _singular(n: int) -> float:
     return 64 * n * float(np.finfo(np.float64).eps)
 
 
-def _unit_diagonal(h: Host, norms: Host) -> Host:
-    """A new matrix ``h / (norms norms')``."""
-    a = h / norms
+def _unit_diagonal(h: Host, live: Host, norms: Host) -> Host:
+    """A new matrix ``h / (norms norms')`` of the live inputs."""
+    a = h.copy() if live.all() else h[np.ix_(live, live)]
+    a /= norms
     a /= norms[:, None]
     np.einsum("ii->i", a)[:] = 1
     return a
 
 
 def _cholesky(a: Host, smallest: float) -> Host | None:
-    """The lower factor of a symmetric C-contiguous matrix, in its memory and in Fortran order; above it is rubbish.
+    """The lower factor of a symmetric C-contiguous matrix, in its memory and in Fortran order; 0 above it.
 
     None where a pivot is not greater than ``smallest`` times its diagonal element.
     """
     diagonal = a.diagonal().copy()
-    factor, info = _lapack().dpotrf(a.T, lower=1, clean=0, overwrite_a=1)
+    factor, info = _lapack().dpotrf(a.T, lower=1, overwrite_a=1)
     return factor if info == 0 and (factor.diagonal() ** 2 > smallest * diagonal).all() else None
 
 
 def _inverse(factor: Host) -> Host:
     """The inverse, symmetric to the last bit, from the lower Cholesky factor, which is overwritten."""
-    lower = np.tril(_lapack().dpotri(factor, lower=1, overwrite_c=1)[0])
-    return np.asarray(lower + np.tril(lower, -1).T)
+    lower = _lapack().dpotri(factor, lower=1, overwrite_c=1)[0]
+    inverse = np.asarray(lower + lower.T)
+    np.einsum("ii->i", inverse)[:] = lower.diagonal()
+    return inverse
 
 
 def _same(bits: Host, rows: Host) -> list[list[int]]:

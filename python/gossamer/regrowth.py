@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from gossamer._arrays import require_number
 from gossamer.masks import Mask
+from gossamer.schedules import check_steps
 from gossamer.scoring import score
 
 __all__ = ["SET", "Regrowth", "RigL"]
@@ -52,8 +53,7 @@ class SET:
 
     def __post_init__(self) -> None:
         _check_share("SET", "fraction", self.fraction)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, SupportsIndex):
-            raise TypeError(f"SET: seed must be an integer, got {self.seed!r}")
+        check_steps("SET", seed=self.seed)
         if not 0 <= self.seed < _SEEDS:
             raise ValueError(f"SET: seed must be in [0, 2**64), got {self.seed}")
 
@@ -63,6 +63,7 @@ class SET:
 
     def growth(self, params: Mapping[str, Any], grads: Mapping[str, Any] | None, step: int) -> Mapping[str, Any]:
         """Uniform random scores."""
+        check_steps("SET.growth", step=step)
         found: Mapping[str, Any] = score(params, method="random", seed=step_seed(int(self.seed), step))
         return found
 
@@ -87,13 +88,13 @@ class RigL:
 
     def __post_init__(self) -> None:
         _check_share("RigL", "alpha", self.alpha)
-        if isinstance(self.end, bool) or not isinstance(self.end, SupportsIndex):
-            raise TypeError(f"RigL: end must be an integer, got {self.end!r}")
+        check_steps("RigL", end=self.end)
         if self.end < 1:
             raise ValueError(f"RigL: end must be at least 1, got {self.end}")
 
     def share(self, step: int) -> float:
         """``alpha`` at step 0, falling to 0 at ``end``."""
+        check_steps("RigL.share", step=step)
         return self.alpha / 2 * (1 + math.cos(math.pi * step / self.end)) if step < self.end else 0.0
 
     def growth(self, params: Mapping[str, Any], grads: Mapping[str, Any] | None, step: int) -> Mapping[str, Any]:

@@ -26,7 +26,8 @@ class Schedule(Protocol):
         """The latest step at or before ``step`` at which masks are updated; None before the first."""
 
 
-def _check_steps(name: str, **steps: object) -> None:
+def check_steps(name: str, **steps: object) -> None:
+    """Raises TypeError for what is no integer."""
     for field, value in steps.items():
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError(f"{name}: {field} must be an integer, got {value!r}")
@@ -46,7 +47,7 @@ class OneShot:
     at: int = 0
 
     def __post_init__(self) -> None:
-        _check_steps("OneShot", at=self.at)
+        check_steps("OneShot", at=self.at)
         if self.at < 0:
             raise ValueError(f"OneShot: at must not be negative, got {self.at}")
 
@@ -71,7 +72,7 @@ class Constant:
     end: int | None = None
 
     def __post_init__(self) -> None:
-        _check_steps("Constant", every=self.every, end=0 if self.end is None else self.end)
+        check_steps("Constant", every=self.every, end=0 if self.end is None else self.end)
         if self.every < 1:
             raise ValueError(f"Constant: every must be at least 1, got {self.every}")
         if self.end is not None and self.end < 0:
@@ -102,7 +103,7 @@ class _Gradual:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        _check_steps(name, start=self.start, end=self.end, every=self.every)
+        check_steps(name, start=self.start, end=self.end, every=self.every)
         if self.start < 0:
             raise ValueError(f"{name}: start must not be negative, got {self.start}")
         if self.end <= self.start:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, compute_dtype, host, is_float, named, of, output, partner, same_shape
+from gossamer._arrays import Array, Host, compute_dtype, empty, host, is_float, named, of, output, partner, same_shape
 from gossamer.compensation import inverse_diagonal
 from gossamer.stats import Stats, require_stats
 
@@ -19,6 +20,7 @@ Method: TypeAlias = str | Callable[[Array, Array | None, Stats | None], Array]
 # name -> what it needs beside the weights ("", "grads", "seed", or the kind of its Stats), and its default group
 METHODS: dict[str, tuple[str, str]] = _core.methods()
 OTHER_GRADS = ("grasp", "synflow")  # methods whose ``grads`` are no gradients of the loss
+_BLOCK = 1 << 16  # elements that are float64 at a time
 
 
 def needs_grads(method: object) -> bool:
@@ -73,10 +75,10 @@ def gather_inputs(weights: Any, grads: Any, method: Method, stats: Any, seed: in
                 raise TypeError(f"{function}: {what} must be a float array, got {s.dtype}")
         return Inputs("", list(tensors), scores, [None] * len(scores), 0)
     aux = [_aux(str(method), needs, w, all_grads[name], all_stats[name], function, name) for name, w in views.items()]
-    return Inputs(str(method), list(tensors), list(views.values()), aux, _check_seed(needs, seed, function))
+    return Inputs(str(method), list(tensors), list(views.values()), aux, check_seed(needs, seed, function))
 
 
-def _check_seed(needs: str, seed: int | None, function: str) -> int:
+def check_seed(needs: str, seed: int | None, function: str) -> int:
     if needs != "seed":
         return 0
     if seed is None:
@@ -96,18 +98,39 @@ def _aux(method: str, needs: str, w: Host, grads: Any, stats: Any, function: str
         same_shape(view, w.shape, function, "grads", name)
         return view
     if needs not in ("", "seed"):
-        values = require_stats(stats, needs, function, name, method=method)._view
+        stats = require_stats(stats, needs, function, name, method=method)
         if needs in ("movement", "grad2"):
-            same_shape(values, w.shape, function, "stats", name)
-            return np.asarray(0.5 * values) if method == "fisher" else values  # a scalar is no array to numpy
+            same_shape(stats._sums, w.shape, function, "stats", name)
+            return _halved_mean(stats, compute_dtype(w.dtype), function) if method == "fisher" else stats._view
         if method == "obs":
             with np.errstate(divide="ignore"):
-                values = 0.5 / inverse_diagonal(values, function=function, argument="stats", name=name)
-        elif method == "ria":
-            values = np.sqrt(values)
+                values = 0.5 / _inverse_diagonal(stats, function, name)
+        else:
+            values = np.sqrt(stats.values) if method == "ria" else stats.values
         with np.errstate(over="ignore"):
             return values.astype(compute_dtype(w.dtype))
     return None
+
+
+@np.errstate(over="ignore")
+def _halved_mean(stats: Stats, dtype: Any, function: str) -> Host:
+    """``0.5 * stats.values`` in another dtype, without an array of float64 on the way."""
+    assert stats._sums is not None
+    result = empty(stats._sums.shape, dtype, function)
+    sums, target = stats._sums.reshape(-1), result.reshape(-1)
+    for start in range(0, sums.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        target[part] = 0.5 * (sums[part] / stats.count)
+    return result
+
+
+def _inverse_diagonal(stats: Stats, function: str, name: str) -> Host:
+    """That of the statistics' H, which remember it: layers that share their inputs share one inversion."""
+    h, known = stats._view, stats._inverse
+    if known is None or known[0]() is not h:
+        found = inverse_diagonal(h, function=function, argument="stats", name=name)
+        known = stats._inverse = (weakref.ref(h), found)
+    return known[1]
 
 
 def score_dtype(method: str, w: Host, aux: Host | None) -> np.dtype[Any]:

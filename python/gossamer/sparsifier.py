@@ -10,17 +10,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gossamer._arrays import of, require_number
+from gossamer._arrays import host, of, partner, require_float, require_number, require_text, same_shape, shape_of
 from gossamer.masks import Mask
-from gossamer.pruning import prune
 from gossamer.regrowth import Regrowth, difference, exchanged
-from gossamer.schedules import Constant, OneShot, Schedule
-from gossamer.scoring import METHODS, OTHER_GRADS, needs_grads
-from gossamer.selection import topk_mask
+from gossamer.schedules import Constant, OneShot, Schedule, check_steps
+from gossamer.scoring import OTHER_GRADS, Inputs, check_seed, default_group, gather_inputs, method_entry, needs_grads
+from gossamer.selection import select
 
 Array: TypeAlias = Any
 Method: TypeAlias = str | Callable[[Array, Array, Any], Array]
 Masks: TypeAlias = Any  # Mask | dict[str, Mask], as the params are; a union would have every caller narrow it
+
+_STEP = "Sparsifier.step"
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ class Sparsifier:
     nan: str = field(default="raise", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.method, str) or callable(self.method)):
-            raise TypeError(f"Sparsifier: method must be a name or a callable, got {type(self.method).__name__}")
+        if not callable(self.method):
+            check_seed(method_entry(self.method, "Sparsifier")[0], self.seed, "Sparsifier")
+        require_text(self.pattern, "Sparsifier", "pattern")
         if isinstance(self.schedule, type) or not callable(self.schedule):
             raise TypeError(
                 f"Sparsifier: schedule must be a schedule such as Cubic(...) or a function, got {self.schedule!r}"
@@ -115,15 +117,17 @@ class Sparsifier:
                 f"Sparsifier: method must score by gradients of the loss, or none, for regrow {self.regrow!r}, "
                 f"got {self.method!r}"
             )
-        if not 0 <= self.initial <= 1:
+        if not 0 <= require_number(self.initial, "Sparsifier", "initial") <= 1:
             raise ValueError(f"Sparsifier: initial must be in [0, 1], got {self.initial}")
-        targets = dict(self.sparsity) if isinstance(self.sparsity, Mapping) else {"": self.sparsity}
-        for name, target in targets.items():
-            if isinstance(target, bool) or not isinstance(target, int | float | np.floating):
-                raise TypeError(f"Sparsifier: sparsity must be a number, got {target!r}{of(name)}")
-            if not self.initial <= target <= 1:
+        if isinstance(self.sparsity, Mapping):
+            object.__setattr__(self, "sparsity", dict(self.sparsity))  # the caller's may change
+        for name, target in _items(self.sparsity).items():
+            if not self.initial <= require_number(target, "Sparsifier", f"sparsity{of(name)}") <= 1:
                 bounds = f"[{self.initial:g}, 1] (initial to 1)" if self.initial else "[0, 1]"
                 raise ValueError(f"Sparsifier: sparsity must be in {bounds}, got {target}{of(name)}")
+            # The core checks pattern, group, nan and what N:M leaves of the sparsity; there are no tensors yet.
+            group = "tensor" if self.group is None else self.group
+            self._best(Inputs("", [], [], [], 0), {}, "Sparsifier", group=group, sparsity=target)
         if isinstance(self.sparsity, Mapping) and self.group == "global":
             raise ValueError('Sparsifier: sparsity must be one number for group "global", got a mapping')
         if isinstance(self.sparsity, Mapping) and not isinstance(self.schedule, Schedule):
@@ -135,9 +139,8 @@ class Sparsifier:
 
     def init(self, params: Array) -> SparsifierState:
         """The state before the first step: all is kept. ``params`` is one array or a mapping of what may be pruned."""
-        if isinstance(params, Mapping):
-            return SparsifierState({name: _full(array) for name, array in params.items()})
-        return SparsifierState(_full(params))
+        masks = {name: _full(array, name) for name, array in _items(params).items()}
+        return SparsifierState(masks if isinstance(params, Mapping) else masks[""])
 
     def step(
         self, state: SparsifierState, params: Array, grads: Array | None, step: int, *, stats: Any = None
@@ -152,24 +155,26 @@ class Sparsifier:
         if due is None:
             return state, SparsifierEvent()
         self._check_params(state, params)
+        tensors, prior, per_tensor = _items(params), _items(state.mask), isinstance(self.sparsity, Mapping)
+        group = self.group or default_group(self.method, self.pattern, None if per_tensor else params, _STEP)
+        if not isinstance(params, Mapping):
+            grads, stats = (None if one is None else {"": one} for one in (grads, stats))
         if isinstance(self.sparsity, Mapping):
             targets: Any = {name: self._target(state, step, goal) for name, goal in self.sparsity.items()}
-            masks: Masks = {
-                name: self._mask(params[name], _at(grads, name), targets[name], mask, _at(stats, name))
-                for name, mask in _items(state.mask).items()
-            }
+            masks: dict[str, Mask] = {}
+            for name, w in tensors.items():
+                masks |= self._select({name: w}, grads, stats, prior, group=group, sparsity=targets[name])
         else:
             targets = self._target(state, step, self.sparsity)
-            masks = self._mask(params, grads, targets, state.mask, stats)
+            masks = self._select(tensors, grads, stats, prior, group=group, sparsity=targets)
         if self.regrow is not None and state.updated >= 0:
-            found = self._exchange(self.regrow, _items(params), grads, _items(masks), stats, due)
-            masks = found if isinstance(masks, Mapping) else found[""]
-        before, after = _items(state.mask), _items(masks)
-        event = SparsifierEvent(True, dropped=difference(before, after), grown=difference(after, before))
-        return SparsifierState(masks, due, targets), event
+            masks = self._exchange(self.regrow, tensors, grads, stats, masks, group == "row", due)
+        event = SparsifierEvent(True, dropped=difference(prior, masks), grown=difference(masks, prior))
+        return SparsifierState(masks if isinstance(params, Mapping) else masks[""], due, targets), event
 
     def due(self, state: SparsifierState, step: int) -> int | None:
         """The step of the update that ``step`` would carry out; None where there is nothing to do."""
+        check_steps(_STEP, step=step)
         if isinstance(self.schedule, Schedule):
             update = self.schedule.last_update(step)
             return None if update is None or update <= state.updated else update
@@ -185,78 +190,91 @@ class Sparsifier:
             return self.schedule(step, final, self.initial)
         value = self._value(step)
         if isinstance(state.sparsity, float) and value < state.sparsity:
-            raise ValueError(
-                f"Sparsifier.step: schedule must not fall, got {value} at step {step} after {state.sparsity}"
-            )
+            raise ValueError(f"{_STEP}: schedule must not fall, got {value} at step {step} after {state.sparsity}")
         return value
 
     def _value(self, step: int) -> float:
         """What a schedule that is a plain function says."""
         assert not isinstance(self.schedule, Schedule)
-        value = require_number(self.schedule(step), "Sparsifier.step", "the value of schedule")
+        value = require_number(self.schedule(step), _STEP, "the value of schedule")
         if not 0 <= value <= 1:
-            raise ValueError(f"Sparsifier.step: the value of schedule must be in [0, 1], got {value} at step {step}")
+            raise ValueError(f"{_STEP}: the value of schedule must be in [0, 1], got {value} at step {step}")
         return value
 
     def _exchange(
-        self, regrow: Regrowth, params: dict[str, Array], grads: Any, masks: dict[str, Mask], stats: Any, step: int
+        self,
+        regrow: Regrowth,
+        params: dict[str, Any],
+        grads: Any,
+        stats: Any,
+        masks: dict[str, Mask],
+        by_row: bool,
+        step: int,
     ) -> dict[str, Mask]:
         """The masks after the drop and the growth of the update at ``step``; each group keeps its number."""
-        if regrow.needs_grads and grads is None:
-            raise ValueError(f"Sparsifier.step: grads must be given for regrow {regrow!r}, got None")
-        group = "row" if self._competes_by_row else "tensor"
-        share = require_number(regrow.share(step), "Sparsifier.step", "the share of regrow")
-        kept = {name: mask.nnz // _rows(mask) if group == "row" else mask.nnz for name, mask in masks.items()}
+        share = require_number(regrow.share(step), _STEP, "the share of regrow")
+        kept = {name: mask.nnz // _rows(mask) if by_row else mask.nnz for name, mask in masks.items()}
         count = {name: exchanged(share, number) for name, number in kept.items()}
         if not any(count.values()):
             return masks
-        growth = regrow.growth(params, None if grads is None else {name: _at(grads, name) for name in params}, step)
-        result = dict(masks)
+        if regrow.needs_grads:
+            if grads is None:
+                raise ValueError(f"{_STEP}: grads must be given for regrow {regrow!r}, got None")
+            grads = partner(grads, params, params, _STEP, "grads")
+            for name, one in grads.items():
+                view = host(one, _STEP, "grads")
+                require_float(view, _STEP, "grads")
+                same_shape(view, masks[name].shape, _STEP, "grads", name)
+        growth = partner(regrow.growth(params, grads, step), params, params, _STEP, "the growth of regrow")
+        result, group = dict(masks), "row" if by_row else "tensor"
         for name in (name for name in masks if count[name]):
-            stay = prune(
-                params[name],
-                _at(grads, name),
-                method=self.method,
-                nnz=kept[name] - count[name],
-                group=group,
-                stats=_at(stats, name),
-                seed=self.seed,
-                prior=masks[name],
-                nan=self.nan,
-            )[1]
-            result[name] = stay | topk_mask(growth[name], nnz=count[name], group=group, prior=~stay, nan=self.nan)
+            n = count[name]
+            stay = self._select({name: params[name]}, grads, stats, masks, group=group, nnz=kept[name] - n)[name]
+            scores = host(growth[name], _STEP, "the growth of regrow")
+            same_shape(scores, stay.shape, _STEP, "the growth of regrow", name)
+            grown = Inputs("", [name], [scores], [None], 0)
+            result[name] = stay | self._best(grown, {name: ~stay}, group=group, nnz=n)[name]
         return result
 
-    @property
-    def _competes_by_row(self) -> bool:
-        if self.group is not None:
-            return self.group == "row"
-        return isinstance(self.method, str) and METHODS.get(self.method, ("", ""))[1] == "row"
+    def _select(
+        self, params: dict[str, Array], grads: Any, stats: Any, prior: dict[str, Mask], **count: Any
+    ) -> dict[str, Mask]:
+        """What ``prune`` keeps of some tensors."""
+        return self._best(gather_inputs(params, grads, self.method, stats, self.seed, _STEP), prior, **count)
 
-    def _mask(self, params: Array, grads: Array | None, sparsity: float, prior: Masks, stats: Any) -> Any:
-        return prune(
-            params,
-            grads,
-            method=self.method,
+    def _best(
+        self,
+        inputs: Inputs,
+        prior: Mapping[str, Mask],
+        function: str = _STEP,
+        *,
+        group: str,
+        sparsity: float | None = None,
+        nnz: int | None = None,
+    ) -> dict[str, Mask]:
+        """What scores best of what ``prior`` keeps."""
+        return select(
+            inputs,
+            [w.shape for w in inputs.weights],
+            [],
+            function,
             sparsity=sparsity,
+            nnz=nnz,
+            threshold=None,
             pattern=self.pattern,
-            group=self.group,
-            stats=stats,
-            seed=self.seed,
-            prior=prior,
+            group=group,
+            min_density=0.0,
+            priors={name: prior[name] for name in inputs.names},
             nan=self.nan,
-        )[1]
+        )
 
     def _check_params(self, state: SparsifierState, params: Array) -> None:
-        arrays = params if isinstance(params, Mapping) else {"": params}
         expected = {name: tuple(mask.shape) for name, mask in _items(state.mask).items()}
-        got = {name: tuple(array.shape) for name, array in arrays.items()}
+        got = {name: shape_of(array, _STEP, "params", name) for name, array in _items(params).items()}
         if got != expected:
-            raise ValueError(f"Sparsifier.step: params must have the names and shapes init saw, {expected}, got {got}")
+            raise ValueError(f"{_STEP}: params must have the names and shapes init saw, {expected}, got {got}")
         if isinstance(self.sparsity, Mapping) and set(self.sparsity) != set(expected):
-            raise ValueError(
-                f"Sparsifier.step: sparsity must name the tensors {sorted(expected)}, got {sorted(self.sparsity)}"
-            )
+            raise ValueError(f"{_STEP}: sparsity must name the tensors {sorted(expected)}, got {sorted(self.sparsity)}")
 
 
 def _items(params: Any) -> dict[str, Any]:
@@ -267,9 +285,5 @@ def _rows(mask: Mask) -> int:
     return max(1, mask.shape[0]) if len(mask.shape) > 1 else 1
 
 
-def _at(values: Any, name: str) -> Any:
-    return None if values is None else values[name] if isinstance(values, Mapping) else values
-
-
-def _full(array: Array) -> Mask:
-    return Mask.from_dense(np.ones(tuple(array.shape), bool))
+def _full(array: Array, name: str) -> Mask:
+    return Mask.from_dense(np.ones(shape_of(array, "Sparsifier.init", "params", name), bool))

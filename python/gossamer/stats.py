@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
+from typing import Any
 
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, empty, host, of, require_float, same_shape
+from gossamer._arrays import Array, Host, empty, host, of, require_float, require_number, same_shape
 
 _KINDS = ("norm", "grad2", "hessian", "movement")
 _SCRATCH = 1 << 22  # elements of x that are float64 at a time: 32 MiB
@@ -52,14 +54,18 @@ class Stats:
     def __init__(self, kind: str, *, decay: float | None = None) -> None:
         if kind not in _KINDS:
             raise ValueError(f"Stats: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
-        if decay is not None and not isinstance(decay, (int, float, np.integer, np.floating)):
-            raise TypeError(f"Stats: decay must be a number or None, got {decay!r}")
-        if decay is not None and not 0 <= decay <= 1:
+        if decay is not None and not 0 <= require_number(decay, "Stats", "decay") <= 1:
             raise ValueError(f"Stats: decay must be in [0, 1], got {decay!r}")
         self.kind = kind
-        self.decay = decay
+        self.decay = None if decay is None else float(decay)
         self.count = 0.0  # samples (decayed like the sums): rows of x, per-sample gradients, or calls for movement
         self._sums: Host | None = None
+
+    # inverse_diagonal of a hessian, and the sums it is of: update, merge and load make new ones
+    _inverse: tuple[weakref.ref[Host], Host] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_inverse"}
 
     def update(self, *batch: Array) -> None:
         """Adds a batch; see the table for what each kind takes. An error changes nothing.
@@ -140,9 +146,13 @@ class Stats:
         try:
             if not isinstance(entry, dict) or not 0 <= float(entry["count"]) < math.inf:
                 raise ValueError("no count")
-            if sums is not None and (sums.dtype != np.float64 or np.isnan(sums).any()):
-                raise ValueError("sums that are not float64 numbers")
-            if sums is not None and entry["kind"] == "hessian" and (sums.ndim != 2 or (sums != sums.T).any()):
+            if sums is not None and sums.dtype != np.float64:
+                raise ValueError(f"sums of {sums.dtype}")
+            if (
+                sums is not None
+                and entry["kind"] == "hessian"
+                and (sums.ndim != 2 or not np.array_equal(sums, sums.T, equal_nan=True))
+            ):
                 raise ValueError("a matrix that is not symmetric")
             squares = sums.diagonal() if sums is not None and entry["kind"] == "hessian" else sums
             if squares is not None and entry["kind"] != "movement" and (squares < 0).any():
@@ -175,7 +185,7 @@ class Stats:
 
 
 def require_stats(stats: object, kind: str, function: str, name: str, *, method: str = "") -> Stats:
-    """``stats`` as a Stats of this kind. ``method`` is what needs it, where that was a choice."""
+    """``stats`` as a Stats of this kind that has data. ``method`` is what needs it, where that was a choice."""
     needed = f" for method {method!r}" if method else ""
     if stats is None and method:
         raise ValueError(f"{function}: stats must be given{needed}, got None{of(name)}")
@@ -183,6 +193,8 @@ def require_stats(stats: object, kind: str, function: str, name: str, *, method:
         raise TypeError(f"{function}: stats must be a Stats, got {type(stats).__name__}{of(name)}")
     if stats.kind != kind:
         raise ValueError(f"{function}: stats must be Stats({kind!r}){needed}, got {stats.kind!r}{of(name)}")
+    if stats._sums is None or (kind == "grad2" and not stats.count):
+        raise ValueError(f"{function}: stats must have been updated{needed}, got no data{of(name)}")
     return stats
 
 

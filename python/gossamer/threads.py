@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,3 +70,62 @@ class _Controller(threadpoolctl.LibController):  # type: ignore[misc]
 
 
 threadpoolctl.register(_Controller)
+
+
+class _OneThread:
+    """A limit that calls at once share. threadpoolctl lets only the thread that set it lift it, so that one waits."""
+
+    def __init__(self) -> None:
+        self.limit: AbstractContextManager[Any] | None = None
+        self.inside, self.leaving, self.changed = 0, False, threading.Condition()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.leaving)
+            if owner := self.limit is None:
+                self.limit = _blas().limit(limits=1)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.inside -= 1
+                self.changed.notify_all()
+                if owner:
+                    self.leaving = True  # those who come now wait for the next limit
+                    try:
+                        self.changed.wait_for(lambda: not self.inside)
+                    finally:
+                        self.lift()
+                        self.leaving = False
+                        self.changed.notify_all()
+
+    def lift(self) -> None:
+        """BLAS gets the threads that it had."""
+        with self.limit or nullcontext():
+            self.limit = None
+
+
+_one_thread = _OneThread()
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Inside, BLAS (numpy's and scipy's, which must be loaded) works with one thread, whichever threads call it."""
+    return _one_thread()
+
+
+def _after_fork() -> None:
+    global _one_thread
+    before, _one_thread = _one_thread, _OneThread()
+    before.lift()  # the thread that would have done it is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@cache
+def _blas() -> Any:
+    """BLAS alone: a limit puts back all that it controls, and other libraries' threads may have been set since."""
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
