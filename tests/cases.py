@@ -667,7 +667,7 @@ def products(gs: Any) -> Iterator[tuple[str, Any, Any, Any, Any]]:
         x = r.standard_normal((batch, cols)).astype(dtype)
         bias = r.standard_normal(rows).astype(dtype)
         scale = np.abs(x) @ np.abs(dense).T + np.abs(bias)
-        for form in ("csr", "panel", "dense"):
+        for form in ("csr", "panel", "bitmask", "dense"):
             a = gs.SparseMatrix.from_dense(dense, format=form)
             fused = {"bias": bias, "activation": "silu"}
             truth = reference.linear(x, dense, **fused)

@@ -28,6 +28,7 @@ def _things() -> dict[str, Any]:
         "kernel": kernel,
         "csr": gs.SparseMatrix.from_dense(w, mask, format="csr"),
         "panel": gs.SparseMatrix.from_dense(w, mask, format="panel"),
+        "bitmask": gs.SparseMatrix.from_dense(w, mask, format="bitmask"),
         "dense": gs.SparseMatrix.from_dense(w, mask, format="dense"),
     }
 

@@ -5,6 +5,7 @@ import copy
 import pickle
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ import gossamer as gs
 from cases import ACTIVATIONS, FLOATS, LAYOUTS, assert_close, assert_same_bits, generator, right_or_refused
 from gossamer import reference
 
-FORMATS = ("csr", "panel", "dense", "auto")
+FORMATS = ("csr", "panel", "bitmask", "dense", "auto")
 # rows, cols, batch
 SIZES = [
     (1, 1, 1),
@@ -66,8 +67,40 @@ def test_products_of_every_size(dtype: type, form: str, density: float, size: tu
     assert_close(y, (a.to_scipy().astype(np.float64) @ x.T.astype(np.float64)), scale, dtype)
 
 
+EVERY_FLOAT = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("of_x", EVERY_FLOAT)
+@pytest.mark.parametrize("of_values", EVERY_FLOAT)
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
+@pytest.mark.parametrize("size", [(9, 70, 1), (33, 1100, 3), (130, 65, 40)], ids=str)
+def test_every_pair_of_dtypes(size: tuple[int, int, int], form: str, of_values: type, of_x: type) -> None:
+    """Computed in float32 or float64 from the values as stored, and rounded to x's dtype once."""
+    rows, cols, batch = size
+    w, x = _dense(rows, cols, of_values, 0.4), _normal(batch, cols, dtype=of_x)
+    bias, residual = _normal(rows), _normal(batch, rows, dtype=of_x)
+    a = gs.SparseMatrix.from_dense(w, format=form)
+    assert a.dtype == of_values
+    assert_same_bits(a.to_dense(), w)
+    wide = np.float64 if np.float64 in (of_values, of_x) else np.float32
+    exact = gs.linear(
+        x.astype(wide),
+        gs.SparseMatrix.from_dense(w.astype(wide), format=form),
+        bias=bias,
+        residual=residual.astype(wide),
+    )
+    y = gs.linear(x, a, bias=bias, residual=residual)
+    assert y.dtype == of_x
+    assert_same_bits(y, exact.astype(of_x))
+    if form != "dense":  # BLAS has a mind of its own
+        assert_same_bits(y, np.ascontiguousarray(gs.matmul(a, x.T, bias=bias, residual=residual.T).T))
+    w64, x64 = w.astype(np.float64), x.astype(np.float64)
+    error = np.linalg.norm(exact - (x64 @ w64.T + bias + residual.astype(np.float64)))
+    assert error <= (1e-6 if wide == np.float32 else 1e-14) * np.linalg.norm(np.abs(x64) @ np.abs(w64).T + 1)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
@@ -102,7 +135,7 @@ def test_activations_are_accurate_everywhere(dtype: type, activation: str, span:
     assert (np.abs(y - truth) <= limit * np.maximum(np.abs(z), np.abs(truth))).all()
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 def test_nan_and_infinity_go_through(form: str) -> None:
     w = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(w != 0), format=form)
@@ -115,7 +148,7 @@ def test_nan_and_infinity_go_through(form: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(dtype: type, form: str, layout: str) -> None:
     w, x = _dense(33, 47, dtype), _normal(19, 47, dtype=dtype)
@@ -133,7 +166,7 @@ def test_layouts(dtype: type, form: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 def test_out(dtype: type, form: str) -> None:
     w, x = _dense(33, 47, dtype), _normal(19, 47, dtype=dtype)
     a = gs.SparseMatrix.from_dense(w, format=form)
@@ -160,7 +193,7 @@ def test_out_may_be_the_residual() -> None:
     assert_close(r, truth, _scale(x, w, truth), np.float64)
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 @pytest.mark.parametrize("call", ["linear", "matmul"])
 def test_out_that_is_the_input_is_right_or_refused(form: str, call: str) -> None:
     w, x = _dense(32, 32, np.float64, 0.5), _normal(32, 32, dtype=np.float64)
@@ -175,7 +208,7 @@ def test_out_that_is_the_input_is_right_or_refused(form: str, call: str) -> None
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 def test_vectors(dtype: type, form: str) -> None:
     w, x, b = _dense(33, 47, dtype), _normal(47, dtype=dtype), _normal(33, dtype=dtype)
     a = gs.SparseMatrix.from_dense(w, format=form)
@@ -185,7 +218,7 @@ def test_vectors(dtype: type, form: str) -> None:
     assert_close(gs.linear(x, a, bias=b), truth, scale, dtype)
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 @pytest.mark.parametrize(("values", "inputs"), [(np.float32, np.float64), (np.float64, np.float32)])
 def test_the_result_has_the_dtype_of_x(form: str, values: type, inputs: type) -> None:
     w, x = _dense(33, 47, values), _normal(19, 47, dtype=inputs)
@@ -236,7 +269,7 @@ def test_sddmm(dtype: type, density: float, size: tuple[int, int, int]) -> None:
     scale = np.where(kept, np.abs(x) @ np.abs(y).T, 0.0)
     zeros = np.zeros((rows, cols), dtype)
     mask = gs.Mask.from_dense(kept)
-    for form in ("mask", "csr", "panel", "dense"):
+    for form in ("mask", "csr", "panel", "bitmask", "dense"):
         pattern = mask if form == "mask" else gs.SparseMatrix.from_dense(zeros, mask, format=form)
         result = gs.sddmm(x, y, pattern)
         assert isinstance(result, gs.SparseMatrix)

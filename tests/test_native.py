@@ -83,14 +83,32 @@ def test_avx2_selects_and_multiplies_in_ymm(objects: dict[tuple[str, str], Path]
     assert "vmulps" in stream
     assert "call" not in stream
     assert "vfmadd" not in stream  # scores round after every operation
-    assert re.search(r"vfmadd\d+ps.*%ymm", body(objects, "avx2", "::spmm<float, int, 4>"))
+    assert re.search(r"vfmadd\d+ps.*%ymm", body(objects, "avx2", "::spmm<float, float, int, 4>"))
 
 
 def test_avx512_compares_into_mask_registers(objects: dict[tuple[str, str], Path]) -> None:
     stream = body(objects, "avx512", "::stream<gossamer::(anonymous namespace)::Magnitude, float, float>")
     assert re.search(r"vcmp\w*ps.*%zmm\d+,%k\d", stream)
-    assert re.search(r"vfmadd\d+ps.*%zmm", body(objects, "avx512", "::spmm<float, int, 4>"))
+    assert re.search(r"vfmadd\d+ps.*%zmm", body(objects, "avx512", "::spmm<float, float, int, 4>"))
     assert re.search(r"\{%k\d\}\{z\}", body(objects, "avx512", "::apply<float>"))
+
+
+@pytest.mark.parametrize(("level", "register", "widest"), [("avx2", "ymm", 3), ("avx512", "zmm", 4)])
+def test_panels_keep_their_sums_in_registers(
+    objects: dict[tuple[str, str], Path], level: str, register: str, widest: int
+) -> None:
+    """Nothing but rows of X comes from memory with a multiplication, and no sum goes to the stack."""
+    for vectors in range(1, widest + 1):
+        kernel = body(objects, level, f"::spmm_panel<gossamer::(anonymous namespace)::VF32, float, {vectors}, float>")
+        assert len(re.findall(rf"vfmadd\d+ps.*%{register}", kernel)) == 64 * vectors  # rows of all steps
+        assert not re.search(rf"%{register}\d+,.*\((%rsp|%rbp)", kernel)
+
+
+def test_bitmasks_are_expanded_in_registers(objects: dict[tuple[str, str], Path]) -> None:
+    kernel = body(objects, "avx512", "::spmv_bitmask<float, float, 1>")
+    assert re.search(r"vexpandps (%zmm\d+),\1\{%k\d\}\{z\}", kernel)  # into the register it comes from
+    assert not re.search(r"vexpandps [^%]*\(", kernel)
+    assert "vpermps" in body(objects, "avx2", "::spmv_bitmask<float, float, 1>")
 
 
 def test_16_bit_scores_are_compared_as_integers(objects: dict[tuple[str, str], Path]) -> None:

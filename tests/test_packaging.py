@@ -29,10 +29,14 @@ PACKAGE = Path(gs.__file__).parent
 
 def test_the_stub_is_the_module() -> None:
     tree = ast.parse((PACKAGE / "_core.pyi").read_text())
-    stub = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    stub = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     module = {name: value for name, value in vars(_core).items() if callable(value) and not name.startswith("_")}
     assert stub.keys() == module.keys()
     for name, node in stub.items():
+        if isinstance(node, ast.ClassDef):
+            methods = {method.name for method in node.body if isinstance(method, ast.FunctionDef)}
+            assert methods - {"__init__"} == {method for method in vars(module[name]) if not method.startswith("_")}
+            continue
         signature = module[name].__doc__.splitlines()[0]
         arguments = len(re.findall(r"arg\d+:", signature))
         assert len(node.args.posonlyargs) == arguments, f"{name}: {signature}"

@@ -269,7 +269,7 @@ def test_laws_of_masks(a: np.ndarray, data: st.DataObject) -> None:
     st.integers(0, 70),
     st.integers(0, 35),
     st.floats(0, 1),
-    st.sampled_from(["csr", "panel", "dense", "auto"]),
+    st.sampled_from(["csr", "panel", "bitmask", "dense", "auto"]),
 )
 def test_products(seed: int, dtype: Any, rows: int, cols: int, batch: int, density: float, form: str) -> None:
     r = np.random.default_rng(seed)

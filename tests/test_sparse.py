@@ -13,7 +13,7 @@ import gossamer as gs
 from cases import FLOATS, LAYOUTS, assert_same_bits, generator, right_or_refused
 from gossamer import reference
 
-FORMATS = ("csr", "panel", "dense", "auto")
+FORMATS = ("csr", "panel", "bitmask", "dense", "auto")
 SHAPES = [(1, 1), (3, 5), (17, 31), (0, 5), (5, 0), (0, 0), (64, 48), (1, 1000), (1000, 1), (301, 203)]
 
 
@@ -62,7 +62,7 @@ def test_from_dense_with_a_mask_keeps_zeros(form: str, shape: tuple[int, int]) -
     assert a.to_scipy().nnz == kept.sum()  # explicit zeros
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_from_dense_in_every_layout(form: str, layout: str) -> None:
     w = _dense((17, 31))
@@ -82,7 +82,7 @@ def test_a_kernel_is_a_matrix_and_the_copy_is_independent(form: str) -> None:
     assert_same_bits(a.to_dense(), expected)
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 def test_nan_and_infinity_are_values_and_minus_zero_is_none(form: str) -> None:
     w = np.array([[np.nan, 0.0, -np.inf], [-0.0, np.inf, 1.0]])
     a = gs.SparseMatrix.from_dense(w, format=form)
@@ -90,7 +90,7 @@ def test_nan_and_infinity_are_values_and_minus_zero_is_none(form: str) -> None:
     assert_same_bits(a.to_dense(), w + 0.0)
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype(np.float32)])
 def test_dtype_converts(form: str, dtype: Any) -> None:
     w = _dense((9, 7), np.float64)
@@ -230,7 +230,7 @@ def test_from_csr_copies() -> None:
 # values, transposes, copies
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 def test_with_values_keeps_the_structure(form: str) -> None:
     w = _dense((17, 31))
     kept = generator("kept").random(w.shape) < 0.4
@@ -254,7 +254,7 @@ def test_with_values_keeps_the_structure(form: str) -> None:
     np.testing.assert_allclose(gs.linear(x, a), x @ np.where(kept, w, 0).T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "dense"])
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
 def test_writing_into_values_never_tears_the_matrix(form: str) -> None:
     a = gs.SparseMatrix.from_dense(_dense((17, 31)), format=form)
     held = a.values
@@ -282,7 +282,7 @@ def test_transpose(dtype: type, form: str, shape: tuple[int, int]) -> None:
 
 def test_transpose_keeps_explicit_zeros() -> None:
     kept = generator("kept").random((6, 9)) < 0.5
-    for form in ("csr", "panel", "dense"):
+    for form in ("csr", "panel", "bitmask", "dense"):
         a = gs.SparseMatrix.from_dense(np.zeros((6, 9), np.float32), gs.Mask.from_dense(kept), format=form)
         assert a.T.nnz == kept.sum()
 

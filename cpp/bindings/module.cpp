@@ -298,10 +298,10 @@ void bind_mask_to_indices(const py::array& mask, std::int64_t rows, std::int64_t
 
 void bind_mask_to_values(const std::string& function, const py::array& weights, const py::array& mask,
                          const py::array& indptr, const py::array& values) {
-  const Array w = wide_view(function.c_str(), "w", weights);
+  const Array w = view(function.c_str(), "w", weights);
   const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, mask_bytes(w), false);
   const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, w.rows() + 1, false);
-  const Array v = wide_writable_view(function.c_str(), "values", values);
+  const Array v = writable_view(function.c_str(), "values", values);
   if (v.dtype() != w.dtype() || !v.contiguous() || v.size() != count_mask(bits, w.rows(), w.cols()) ||
       v.size() != starts[w.rows()])
     value_error("_core: values do not belong to the mask");
@@ -318,7 +318,7 @@ void bind_pattern_to_mask(std::int64_t rows, std::int64_t cols, const py::array&
 }
 
 Array values_view(const char* function, const CsrPattern& p, const py::array& values) {
-  const Array v = wide_view(function, "values", values);
+  const Array v = view(function, "values", values);
   if (!v.contiguous() || v.size() != p.nnz())
     value_error(format("%s: values must have one entry a kept position", function));
   return v;
@@ -327,7 +327,7 @@ Array values_view(const char* function, const CsrPattern& p, const py::array& va
 void bind_values_to_dense(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
                           const py::array& values, const py::array& out) {
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = values_view("to_dense", p, values), to = wide_writable_view("to_dense", "out", out);
+  const Array v = values_view("to_dense", p, values), to = writable_view("to_dense", "out", out);
   if (!to.contiguous() || to.size() != rows * cols || to.dtype() != v.dtype())
     value_error("_core: out must be a contiguous matrix of the values' dtype");
   const Running running;
@@ -352,8 +352,8 @@ Epilogue make_epilogue(const char* function, const OptionalArray& bias, const st
                        const OptionalArray& residual) {
   Epilogue e;
   e.activation = parse_activation(function, activation);
-  if (bias) e.bias = wide_view(function, "bias", *bias);
-  if (residual) e.residual = wide_view(function, "residual", *residual);
+  if (bias) e.bias = view(function, "bias", *bias);
+  if (residual) e.residual = view(function, "residual", *residual);
   return e;
 }
 
@@ -363,7 +363,7 @@ void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t co
                  const py::array& out) {
   const char* f = function.c_str();
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = values_view(f, p, values), from = wide_view(f, "x", x), to = wide_writable_view(f, "out", out);
+  const Array v = values_view(f, p, values), from = view(f, "x", x), to = writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
   const Running running;
   matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
@@ -376,16 +376,16 @@ std::shared_ptr<PanelPattern> make_panels(const py::array& mask, std::int64_t ro
   return std::make_shared<PanelPattern>(bits, rows, cols);
 }
 
-Array panel_values(const PanelPattern& p, const char* argument, const py::array& values, bool writable) {
-  const Array v = writable ? wide_writable_view("_core", argument, values) : wide_view("_core", argument, values);
-  if (!v.contiguous() || v.size() != p.nnz()) value_error("_core: values must have one entry a kept position");
+Array stored_values(std::int64_t nnz, const char* argument, const py::array& values, bool writable) {
+  const Array v = writable ? writable_view("_core", argument, values) : view("_core", argument, values);
+  if (!v.contiguous() || v.size() != nnz) value_error("_core: values must have one entry a kept position");
   return v;
 }
 
 void reorder_panels(const PanelPattern& p, const py::array& indptr, const py::array& from, const py::array& to,
                     bool pack) {
   const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, p.rows() + 1, false);
-  const Array a = panel_values(p, "from", from, false), b = panel_values(p, "to", to, true);
+  const Array a = stored_values(p.nnz(), "from", from, false), b = stored_values(p.nnz(), "to", to, true);
   if (a.dtype() != b.dtype()) type_error("_core: values must keep their dtype");
   if (starts[p.rows()] != p.nnz()) value_error("_core: indptr does not belong to the panels");
   const Running running;
@@ -396,11 +396,25 @@ void bind_matmul_panel(const std::string& function, const PanelPattern& p, const
                        bool linear, const OptionalArray& bias, const std::string& activation,
                        const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
-  const Array v = panel_values(p, "values", values, false);
-  const Array from = wide_view(f, "x", x), to = wide_writable_view(f, "out", out);
+  const Array v = stored_values(p.nnz(), "values", values, false);
+  const Array from = view(f, "x", x), to = writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
   const Running running;
   matmul_panel(f, p, v.dtype(), v.data(), from, linear, e, to);
+}
+
+void bind_matmul_bitmask(const std::string& function, const py::array& mask, std::int64_t rows, std::int64_t cols,
+                         const py::array& indptr, const py::array& values, const py::array& x, bool linear,
+                         const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
+                         const py::array& out) {
+  const char* f = function.c_str();
+  const BitmaskPattern p{rows, cols, buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false),
+                         buffer<std::int64_t>("indptr", indptr, rows + 1, false)};
+  const Array v = stored_values(p.indptr[rows], "values", values, false);
+  const Array from = view(f, "x", x), to = writable_view(f, "out", out);
+  const Epilogue e = make_epilogue(f, bias, activation, residual);
+  const Running running;
+  matmul_bitmask(f, p, v.dtype(), v.data(), from, linear, e, to);
 }
 
 // What matmul checks, for a product that another library computes.
@@ -408,15 +422,15 @@ void bind_check_product(const std::string& function, std::int64_t rows, std::int
                         bool linear, const OptionalArray& bias, const std::string& activation,
                         const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
-  check_product(f, rows, cols, wide_view(f, "x", x), linear, make_epilogue(f, bias, activation, residual),
-                wide_writable_view(f, "out", out));
+  check_product(f, rows, cols, view(f, "x", x), linear, make_epilogue(f, bias, activation, residual),
+                writable_view(f, "out", out));
 }
 
 void bind_epilogue(const std::string& function, bool linear, const OptionalArray& bias, const std::string& activation,
                    const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
   const Epilogue e = make_epilogue(f, bias, activation, residual);
-  const Array to = wide_writable_view(f, "out", out);
+  const Array to = writable_view(f, "out", out);
   const Running running;
   apply_epilogue(f, linear, e, to);
 }
@@ -424,7 +438,7 @@ void bind_epilogue(const std::string& function, bool linear, const OptionalArray
 void bind_activation_grad(const py::array& z, const py::array& dy, const std::string& activation,
                           const py::array& out) {
   constexpr const char* f = "SparseLinear.backward";
-  const Array at = wide_view(f, "z", z), from = wide_view(f, "dy", dy), to = wide_writable_view(f, "out", out);
+  const Array at = view(f, "z", z), from = view(f, "dy", dy), to = writable_view(f, "out", out);
   const Act act = parse_activation(f, activation);
   const Running running;
   activation_grad(f, at, from, act, to);
@@ -434,7 +448,7 @@ void bind_sddmm(const std::string& function, const py::array& x, const py::array
                 std::int64_t cols, const py::array& indptr, const py::array& indices, const py::array& values) {
   const char* f = function.c_str();
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array a = wide_view(f, "x", x), b = wide_view(f, "y", y), to = wide_writable_view(f, "values", values);
+  const Array a = view(f, "x", x), b = view(f, "y", y), to = wide_writable_view(f, "values", values);
   if (!to.contiguous() || to.size() != p.nnz()) value_error(format("%s: out must have one value a kept position", f));
   const Running running;
   sddmm(f, a, b, p, to.dtype(), to.data());
@@ -518,6 +532,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
       .def_property_readonly("nbytes", &PanelPattern::nbytes)
       .def("reorder", &reorder_panels);
   m.def("matmul_panel", &bind_matmul_panel);
+  m.def("matmul_bitmask", &bind_matmul_bitmask);
   m.def("check_product", &bind_check_product);
   m.def("epilogue", &bind_epilogue);
   m.def("activation_grad", &bind_activation_grad);

@@ -205,10 +205,10 @@ class Array {
     return a;
   }
 
-  // 16-bit floats as bits that are moved, not computed with.
-  Array bits_16() const {
+  // For dispatch_moved: 16-bit floats of either kind as bits.
+  Array moved() const {
     Array a = *this;
-    a.dtype_ = DType::float16;
+    if (is_16_bit(dtype_)) a.dtype_ = DType::float16;
     return a;
   }
 

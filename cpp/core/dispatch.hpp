@@ -7,8 +7,9 @@ namespace gossamer {
 
 const Isa& active_isa();  // throws Error when GOSSAMER_ISA names an unknown level
 
+// TypedKernels<T>, or HalfKernels.
 template <class T>
-const TypedKernels<T>& kernels() {
+const auto& kernels() {
   return active_isa().kernels->typed(T{});
 }
 

@@ -37,6 +37,11 @@ inline constexpr DType dtype_of = std::is_same_v<T, Half>     ? DType::float16
 // What is computed in: float64 for float64, float32 for everything else.
 inline DType compute_dtype(DType dtype) { return dtype == DType::float64 ? dtype : DType::float32; }
 
+inline Storage storage_of(DType dtype) {
+  if (dtype == DType::float16) return Storage::half;
+  return dtype == DType::bfloat16 ? Storage::bfloat : Storage::native;
+}
+
 // Calls f with a zero of the type that is computed in: dispatch(dtype, [&](auto zero) { using T = decltype(zero);
 // ...}).
 template <class F>
@@ -50,6 +55,13 @@ template <class F>
 decltype(auto) dispatch_stored(DType dtype, F&& f) {
   if (dtype == DType::float16) return f(Half{});
   if (dtype == DType::bfloat16) return f(BFloat{});
+  return dispatch(dtype, f);
+}
+
+// Calls f with a value of the type that elements are moved as: the 16-bit floats are bits of one kind.
+template <class F>
+decltype(auto) dispatch_moved(DType dtype, F&& f) {
+  if (is_16_bit(dtype)) return f(Half{});
   return dispatch(dtype, f);
 }
 

@@ -109,17 +109,25 @@ struct TypedKernels {
   void (*add_squares)(const T* x, double* sums, i64 n);
   void (*subtract_products)(const T* w, const T* g, double* sums, i64 n);
 
-  // Products with a tile of X, [cols][shape * columns]; shape 0 is one column for CSR, half of shape 1 for panels.
+  // Products. Values are stored as T or, for float, as 16-bit floats.
+  // With a tile of X, [cols][shape * columns]; shape 0 is one column for CSR, half of shape 1 for panels.
   // spmm_csr.inl.hpp: y[r - first][0 .. width) = sum over the row of value * x[index][0 .. width)
   // spmm_panel.inl.hpp: the same for panels that lie one after the other, added to y or put there
-  using Spmm = void (*)(const i64* indptr, const void* indices, const T* values, i64 first, i64 last, const T* x, T* y);
-  using Panel = void (*)(const std::uint16_t* counts, const std::uint16_t* cols, const T* values, i64 panels,
+  using Spmm = void (*)(const i64* indptr, const void* indices, const void* values, i64 first, i64 last, const T* x,
+                        T* y);
+  using Panel = void (*)(const std::uint16_t* counts, const std::uint16_t* cols, const void* values, i64 panels,
                          const T* x, bool add, T* y);
   static constexpr int max_shape = 4;
-  int columns;                  // of a tile of shape 1
-  Spmm spmm[2][max_shape + 1];  // [32-bit, 64-bit indices]
-  int panel_shapes;             // the widest tile whose sums fit into the registers
-  Panel panel[max_shape + 1];
+  static constexpr int storages = static_cast<int>(Storage::count);
+  int columns;                            // of a tile of shape 1
+  Spmm spmm[storages][2][max_shape + 1];  // [..][32-bit, 64-bit indices][..]
+  int panel_shapes;                       // the widest tile whose sums fit into the registers
+  Panel panel[storages][max_shape + 1];
+  // spmv_bitmask.inl.hpp: with n columns of X, [n][stride], padded with zeros to a multiple of `columns`
+  using Spmv = void (*)(const std::uint8_t* mask, i64 mask_bytes, i64 cols, const i64* indptr, const void* values,
+                        i64 end, i64 first, i64 last, const T* x, i64 stride, T* y);
+  static constexpr int max_vectors = 4;
+  Spmv bitmask[storages][max_vectors + 1];  // [..][n]
   T (*dot)(const T* a, const T* b, i64 n);
   void (*epilogue)(T* y, i64 n, T bias, Act act);                           // y = act(y + bias)
   void (*activation_grad)(const T* z, const T* dy, T* dz, i64 n, Act act);  // dz = dy * act'(z)
@@ -129,6 +137,7 @@ struct TypedKernels {
 struct HalfKernels {
   void (*apply)(const Half* w, const std::uint8_t* bits, Half* out, std::int64_t n);
   void (*nonzero)(const Half* w, std::uint8_t* bits, std::int64_t n);
+  std::int64_t (*compress)(const Half* w, const std::uint8_t* bits, std::int64_t n, Half* values);
   void (*widen)(const Half* x, float* out, std::int64_t n);
   void (*widen_bfloat)(const BFloat* x, float* out, std::int64_t n);
 };
@@ -137,6 +146,7 @@ struct Kernels {
   HalfKernels half;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
+  const HalfKernels& typed(Half) const { return half; }
   const TypedKernels<float>& typed(float) const { return f32; }
   const TypedKernels<double>& typed(double) const { return f64; }
 };

@@ -22,6 +22,7 @@
 #include "kernels/stats.inl.hpp"
 #include "kernels/spmm_csr.inl.hpp"
 #include "kernels/spmm_panel.inl.hpp"
+#include "kernels/spmv_bitmask.inl.hpp"
 
 namespace gossamer {
 namespace {
@@ -45,14 +46,24 @@ constexpr void fill(TypedKernels<T>& t, Criterion criterion) {
   }
 }
 
-template <class T, int shape, int unit>
-constexpr void fill_shapes(TypedKernels<T>& t) {
+template <class T, class S, int shape, int unit>
+constexpr void fill_shapes(TypedKernels<T>& t, int storage) {
   if constexpr (shape <= TypedKernels<T>::max_shape) {
-    t.spmm[0][shape] = &spmm<T, std::int32_t, shape * unit>;
-    t.spmm[1][shape] = &spmm<T, std::int64_t, shape * unit>;
-    if constexpr (shape <= panel_shapes) t.panel[shape] = &spmm_panel<typename Simd<T>::V, shape * unit>;
-    fill_shapes<T, shape + 1, unit>(t);
+    t.spmm[storage][0][shape] = &spmm<T, S, std::int32_t, shape * unit>;
+    t.spmm[storage][1][shape] = &spmm<T, S, std::int64_t, shape * unit>;
+    if constexpr (shape <= panel_shapes) t.panel[storage][shape] = &spmm_panel<typename Simd<T>::V, S, shape * unit>;
+    t.bitmask[storage][shape] = &spmv_bitmask<T, S, shape>;
+    fill_shapes<T, S, shape + 1, unit>(t, storage);
   }
+}
+
+template <class T, class S, int unit>
+constexpr void fill_products(TypedKernels<T>& t, Storage as) {
+  const int storage = static_cast<int>(as);
+  t.spmm[storage][0][0] = &spmv<T, S, std::int32_t>;
+  t.spmm[storage][1][0] = &spmv<T, S, std::int64_t>;
+  t.panel[storage][0] = &spmm_panel<typename Simd<T>::Narrow, S, 1>;
+  fill_shapes<T, S, 1, unit>(t, storage);
 }
 
 template <class T>
@@ -91,18 +102,21 @@ constexpr TypedKernels<T> make_table() {
   t.subtract_products = &subtract_products<T>;
   constexpr int unit = lanes > 1 ? 1 : 2;  // a one-lane ISA takes as many columns in more "vectors"
   t.columns = unit * lanes;
-  t.spmm[0][0] = &spmv<T, std::int32_t>;
-  t.spmm[1][0] = &spmv<T, std::int64_t>;
   t.panel_shapes = panel_shapes;
-  t.panel[0] = &spmm_panel<typename Simd<T>::Narrow, 1>;
-  fill_shapes<T, 1, unit>(t);
+  fill_products<T, T, unit>(t, Storage::native);
+  if constexpr (sizeof(T) == 4) {
+    fill_products<T, Half, unit>(t, Storage::half);
+    fill_products<T, BFloat, unit>(t, Storage::bfloat);
+  }
   t.dot = &dot<T>;
   t.epilogue = &epilogue<T>;
   t.activation_grad = &activation_grad<T>;
   return t;
 }
 
-constexpr HalfKernels make_half_table() { return {&apply<Half>, &nonzero<Half>, &widen<Half>, &widen<BFloat>}; }
+constexpr HalfKernels make_half_table() {
+  return {&apply<Half>, &nonzero<Half>, &compress<Half>, &widen<Half>, &widen<BFloat>};
+}
 
 }  // namespace
 }  // namespace gossamer

@@ -4,20 +4,20 @@ namespace gossamer {
 namespace {
 
 // Adds one column to the rows of `rows`, a bit each: its values lie in order, and a row of X is loaded once for all.
-template <class V, int vectors, unsigned rows, class T>
-inline void add_column(const std::uint16_t*& cols, const T*& values, const T* x, V (&sum)[panel_rows][vectors]) {
+template <class V, int vectors, unsigned rows, class S, class T>
+inline void add_column(const std::uint16_t*& cols, const S*& values, const T* x, V (&sum)[panel_rows][vectors]) {
   const T* from = x + std::int64_t{*cols++} * (vectors * V::lanes);
   V line[vectors];
   GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) line[v] = Load<V>(from + v * V::lanes);
   GOSSAMER_UNROLL for (int r = 0; r < panel_rows; ++r) {
     if ((rows >> r & 1) == 0) continue;
-    const V value = Set<V>(*values++);
+    const V value = Set<V>(Widen(*values++));
     GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] = MulAdd(value, line[v], sum[r][v]);
   }
 }
 
-template <class V, int vectors, int step, class T>
-inline void run_step(std::int64_t n, const std::uint16_t*& cols, const T*& values, const T* x,
+template <class V, int vectors, int step, class S, class T>
+inline void run_step(std::int64_t n, const std::uint16_t*& cols, const S*& values, const T* x,
                      V (&sum)[panel_rows][vectors]) {
   for (; n > 0; --n) {
     add_column<V, vectors, panel_steps[step][0]>(cols, values, x, sum);
@@ -27,8 +27,8 @@ inline void run_step(std::int64_t n, const std::uint16_t*& cols, const T*& value
   }
 }
 
-template <class V, int vectors, int step = 0, class T>
-inline void run_steps(const std::uint16_t* counts, const std::uint16_t*& cols, const T*& values, const T* x,
+template <class V, int vectors, int step = 0, class S, class T>
+inline void run_steps(const std::uint16_t* counts, const std::uint16_t*& cols, const S*& values, const T* x,
                       V (&sum)[panel_rows][vectors]) {
   if constexpr (step < panel_step_count) {
     run_step<V, vectors, step>(counts[step], cols, values, x, sum);
@@ -36,10 +36,11 @@ inline void run_steps(const std::uint16_t* counts, const std::uint16_t*& cols, c
   }
 }
 
-template <class V, int vectors, class T = typename V::Scalar>
-void spmm_panel(const std::uint16_t* counts, const std::uint16_t* cols, const T* values, std::int64_t panels,
+template <class V, class S, int vectors, class T = typename V::Scalar>
+void spmm_panel(const std::uint16_t* counts, const std::uint16_t* cols, const void* values_, std::int64_t panels,
                 const T* x, bool add, T* y) {
   constexpr std::int64_t width = vectors * V::lanes;
+  const S* values = static_cast<const S*>(values_);
   for (; panels > 0; --panels, counts += panel_step_count, y += panel_rows * width) {
     V sum[panel_rows][vectors];
     GOSSAMER_UNROLL for (int r = 0; r < panel_rows; ++r) GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] =

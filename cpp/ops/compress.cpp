@@ -66,8 +66,9 @@ void mask_to_indices(const std::uint8_t* mask, const CsrPattern& p, void* out) {
   p.wide ? fill(static_cast<std::int64_t*>(out)) : fill(static_cast<std::int32_t*>(out));
 }
 
-void mask_to_values(const Array& weights, const std::uint8_t* mask, const std::int64_t* indptr, void* values) {
-  dispatch(weights.dtype(), [&](auto zero) {
+void mask_to_values(const Array& weights_, const std::uint8_t* mask, const std::int64_t* indptr, void* values) {
+  const Array weights = weights_.moved();
+  dispatch_moved(weights.dtype(), [&](auto zero) {
     using T = decltype(zero);
     struct Tile {
       T in[tile_size];
@@ -94,7 +95,7 @@ void pattern_to_mask(const CsrPattern& p, std::uint8_t* mask) {
 }
 
 void values_to_dense(const CsrPattern& p, DType dtype, const void* values, void* out) {
-  dispatch(dtype, [&](auto zero) {
+  dispatch_moved(dtype, [&](auto zero) {
     using T = decltype(zero);
     with_indices(p, [&](const auto* indices) {
       for_rows(p.rows, p.cols, [&](std::int64_t r) {

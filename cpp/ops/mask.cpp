@@ -27,37 +27,20 @@ void for_mask_tiles(const Array& array, bool flat, F&& f) {
   });
 }
 
-template <class T>
-const auto& mask_kernels() {
-  if constexpr (std::is_same_v<T, Half>)
-    return active_isa().kernels->half;
-  else
-    return kernels<T>();
-}
-
-// f with the type that the elements are moved as.
-template <class F>
-void dispatch_moved(DType dtype, F&& f) {
-  is_16_bit(dtype) ? f(Half{}) : dispatch(dtype, f);
-}
-
-// 16-bit floats of either kind are bits.
-Array movable(const Array& array) { return is_16_bit(array.dtype()) ? array.bits_16() : array; }
-
 bool packs_flat(const Array& array) { return array.contiguous() && (array.rows() <= 1 || array.cols() % 8 == 0); }
 
 }  // namespace
 
 void apply_mask(const Array& weights_, const std::uint8_t* mask, const Array& out_) {
   const bool flat = packs_flat(weights_) && packs_flat(out_);
-  const Array weights = movable(flat ? weights_.flat() : weights_), out = movable(flat ? out_.flat() : out_);
+  const Array weights = (flat ? weights_.flat() : weights_).moved(), out = (flat ? out_.flat() : out_).moved();
   dispatch_moved(weights.dtype(), [&](auto zero) {
     using T = decltype(zero);
     for_mask_tiles<T>(weights, flat,
                       [&](Tile<T>& s, std::int64_t row, std::int64_t col, std::int64_t n, std::int64_t byte) {
                         const T* w = weights.load(row, col, n, s.in);
                         T* direct = out.direct<T>(row, col);
-                        mask_kernels<T>().apply(w, mask + byte, direct != nullptr ? direct : s.out, n);
+                        kernels<T>().apply(w, mask + byte, direct != nullptr ? direct : s.out, n);
                         if (direct == nullptr) out.store(row, col, n, s.out);
                       });
   });
@@ -65,12 +48,12 @@ void apply_mask(const Array& weights_, const std::uint8_t* mask, const Array& ou
 
 void nonzero_mask(const Array& weights_, std::uint8_t* mask) {
   const bool flat = packs_flat(weights_);
-  const Array weights = movable(flat ? weights_.flat() : weights_);
+  const Array weights = (flat ? weights_.flat() : weights_).moved();
   dispatch_moved(weights.dtype(), [&](auto zero) {
     using T = decltype(zero);
     for_mask_tiles<T>(weights, flat,
                       [&](Tile<T>& s, std::int64_t row, std::int64_t col, std::int64_t n, std::int64_t byte) {
-                        mask_kernels<T>().nonzero(weights.load(row, col, n, s.in), mask + byte, n);
+                        kernels<T>().nonzero(weights.load(row, col, n, s.in), mask + byte, n);
                       });
   });
 }

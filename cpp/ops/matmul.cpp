@@ -22,8 +22,8 @@ constexpr std::int64_t pack_rows = 128;           // of a packed tile that are w
 constexpr std::int64_t block_columns = 256;       // of X that are packed at a time
 constexpr std::int64_t chunk_products = 1 << 14;  // non-zeros a thread claims at a time
 
-// What a product sees of a format: chunks of rows; blocks of columns, each of which adds to the sums of the one before;
-// and a kernel for every shape of tile.
+// What a product sees of a format (T is computed in, values may be stored as 16-bit floats): chunks of rows; blocks of
+// columns, each of which adds to the sums of the one before; and a kernel for every shape of tile.
 
 template <class T>
 class CsrRows {
@@ -31,7 +31,8 @@ class CsrRows {
   static constexpr bool job_is_one_tile = true;  // the rows are short work: a tile of X stays in the cache
   static constexpr bool takes_column = true;     // as it lies
 
-  CsrRows(const CsrPattern& a, const T* values) : a_(a), values_(values) {
+  CsrRows(const CsrPattern& a, DType dtype, const void* values)
+      : a_(a), values_(values), kernels_(kernels<T>().spmm[static_cast<int>(storage_of(dtype))][a.wide]) {
     for (std::int64_t row = 0; row < a.rows;) {
       const std::int64_t* first = a.indptr + row;
       const std::int64_t* beyond = a.indptr + std::min(a.rows, row + 512) + 1;
@@ -48,12 +49,13 @@ class CsrRows {
   std::int64_t blocks() const { return 1; }
   std::int64_t room(std::int64_t rows) const { return rows; }  // of y
   void multiply(std::int64_t chunk, std::int64_t, int shape, const T* x, T* y) const {
-    kernels<T>().spmm[a_.wide][shape](a_.indptr, a_.indices, values_, first_row(chunk), first_row(chunk + 1), x, y);
+    kernels_[shape](a_.indptr, a_.indices, values_, first_row(chunk), first_row(chunk + 1), x, y);
   }
 
  private:
   const CsrPattern& a_;
-  const T* values_;
+  const void* values_;
+  const typename TypedKernels<T>::Spmm* kernels_;  // by shape
   std::vector<std::int64_t> starts_{0};
 };
 
@@ -63,7 +65,11 @@ class PanelRows {
   static constexpr bool job_is_one_tile = false;  // a block of the matrix stays in the cache, and tiles pass
   static constexpr bool takes_column = false;
 
-  PanelRows(const PanelPattern& a, const T* values) : a_(a), values_(values) {}
+  PanelRows(const PanelPattern& a, DType dtype, const void* values)
+      : a_(a),
+        values_(static_cast<const char*>(values)),
+        value_size_(size_of(dtype)),
+        kernels_(kernels<T>().panel[static_cast<int>(storage_of(dtype))]) {}
   static int shapes() { return kernels<T>().panel_shapes; }
   static int width(int shape) { return shape == 0 ? kernels<T>().columns / 2 : shape * kernels<T>().columns; }
   std::int64_t rows() const { return a_.rows(); }
@@ -73,19 +79,20 @@ class PanelRows {
   std::int64_t blocks() const { return std::max<std::int64_t>(1, a_.blocks()); }
   std::int64_t room(std::int64_t rows) const { return (rows + panel_rows - 1) / panel_rows * panel_rows; }
   void multiply(std::int64_t chunk, std::int64_t block, int shape, const T* x, T* y) const {
-    const auto& table = kernels<T>();
     if (a_.blocks() == 0) {
       std::fill(y, y + room(first_row(chunk + 1) - first_row(chunk)) * width(shape), T{0});
       return;
     }
     const PanelPattern::Start& start = a_.start(chunk, block);
-    table.panel[shape](a_.counts(chunk, block), a_.columns() + start.column, values_ + start.value, a_.panels(chunk),
-                       x + block * a_.depth() * width(shape), block > 0, y);
+    kernels_[shape](a_.counts(chunk, block), a_.columns() + start.column, values_ + start.value * value_size_,
+                    a_.panels(chunk), x + block * a_.depth() * width(shape), block > 0, y);
   }
 
  private:
   const PanelPattern& a_;
-  const T* values_;
+  const char* values_;
+  const std::int64_t value_size_;
+  const typename TypedKernels<T>::Panel* kernels_;  // by shape
 };
 
 template <class T>
@@ -247,6 +254,88 @@ class Product {
   const std::int64_t n_;
 };
 
+// A mask and its values, times a few columns of X: what counts is how fast the matrix is read, so the rows of A are
+// split into long runs, and four columns go along with each reading.
+template <class T>
+class BitmaskProduct {
+ public:
+  BitmaskProduct(const BitmaskPattern& a, DType dtype, const void* values, const Array& x, bool linear,
+                 const Epilogue& epilogue, const Array& out)
+      : a_(a),
+        values_(values),
+        kernels_(kernels<T>().bitmask[static_cast<int>(storage_of(dtype))]),
+        x_(x),
+        linear_(linear),
+        epilogue_(epilogue),
+        out_(out) {}
+
+  void run() {
+    const std::int64_t n = linear_ ? x_.rows() : x_.cols(), step = TypedKernels<T>::max_vectors;
+    if (n == 0 || a_.rows == 0) return;
+    const std::int64_t columns = kernels<T>().columns;
+    if (a_.cols > std::int64_t{1} << 48) throw std::bad_alloc();
+    stride_ = (a_.cols + columns - 1) / columns * columns;
+    packed_.resize(static_cast<std::size_t>(stride_ * std::min(n, step)));
+    const std::int64_t rows = std::clamp<std::int64_t>(chunk_size / std::max<std::int64_t>(1, a_.cols), 1, 1 << 10);
+    PerWorker<std::vector<T>> scratch;
+    for (std::int64_t first = 0; first < n; first += step) {
+      const std::int64_t count = std::min(step, n - first);
+      for (std::int64_t j = 0; j < count; ++j) pack(first + j, packed_.data() + j * stride_);
+      parallel_for((a_.rows + rows - 1) / rows, scratch, [&](std::int64_t chunk, std::vector<T>& y) {
+        compute(first, count, chunk * rows, std::min(a_.rows, (chunk + 1) * rows), y);
+      });
+    }
+  }
+
+ private:
+  void pack(std::int64_t column, T* to) const {
+    const bool as_rows = linear_ || x_.can_transpose();
+    const Array rows = linear_ || !as_rows ? x_ : x_.transposed();
+    if (as_rows) {
+      const T* from = rows.load(column, 0, a_.cols, to);
+      if (from != to) std::copy(from, from + a_.cols, to);
+    } else {
+      for (std::int64_t c = 0; c < a_.cols; ++c) {
+        T buffer;
+        to[c] = *x_.load(c, column, 1, &buffer);
+      }
+    }
+    std::fill(to + a_.cols, to + stride_, T{0});
+  }
+
+  void compute(std::int64_t column, std::int64_t n, std::int64_t first, std::int64_t last, std::vector<T>& y) const {
+    const std::int64_t rows = last - first;
+    const auto need = static_cast<std::size_t>(rows * n + std::max(rows, n) + n);
+    if (y.size() < need) y.resize(need);
+    T *buffer = y.data() + rows * n, *line = buffer + std::max(rows, n);
+    kernels_[n](a_.mask, row_bytes(a_.cols), a_.cols, a_.indptr, values_, a_.indptr[a_.rows], first, last,
+                packed_.data(), stride_, y.data());
+    for (std::int64_t j = 0; j < n; ++j) {
+      T* values = y.data() + j * rows;
+      if (epilogue_.bias) add_row(*epilogue_.bias, 0, first, rows, values, buffer);
+      if (epilogue_.activation != Act::identity) kernels<T>().epilogue(values, rows, T{0}, epilogue_.activation);
+      if (!linear_) continue;
+      if (epilogue_.residual) add_row(*epilogue_.residual, column + j, first, rows, values, buffer);
+      store_row(out_, column + j, first, rows, values);
+    }
+    for (std::int64_t r = 0; r < rows && !linear_; ++r) {
+      for (std::int64_t j = 0; j < n; ++j) line[j] = y[static_cast<std::size_t>(j * rows + r)];
+      if (epilogue_.residual) add_row(*epilogue_.residual, first + r, column, n, line, buffer);
+      store_row(out_, first + r, column, n, line);
+    }
+  }
+
+  const BitmaskPattern& a_;
+  const void* values_;
+  const typename TypedKernels<T>::Spmv* kernels_;  // by the number of columns
+  const Array& x_;
+  const bool linear_;
+  const Epilogue& epilogue_;
+  const Array& out_;
+  std::int64_t stride_ = 0;
+  std::vector<T> packed_;
+};
+
 void check_epilogue(const char* function, const Epilogue& e, std::int64_t features, const Array& out) {
   if (e.bias && (e.bias->rows() != 1 || e.bias->cols() != features))
     value_error(
@@ -281,24 +370,42 @@ void check_product(const char* function, std::int64_t rows, std::int64_t cols, c
   check_epilogue(function, epilogue, rows, out);
 }
 
+namespace {
+
+// Calls f with a zero of the type that is computed in.
+template <class F>
+void product(const char* function, std::int64_t rows, std::int64_t cols, DType dtype, const Array& x, bool linear,
+             const Epilogue& epilogue, const Array& out, F&& f) {
+  check_product(function, rows, cols, x, linear, epilogue, out);
+  if (x.dtype() == DType::float64 && dtype != DType::float64)
+    type_error(format("%s: x must not be float64 where the values are %s", function, name_of(dtype)));
+  dispatch(dtype, f);
+}
+
+}  // namespace
+
 void matmul_csr(const char* function, const CsrPattern& a, DType dtype, const void* values, const Array& x, bool linear,
                 const Epilogue& epilogue, const Array& out) {
-  check_product(function, a.rows, a.cols, x, linear, epilogue, out);
-  dispatch(dtype, [&](auto zero) {
+  product(function, a.rows, a.cols, dtype, x, linear, epilogue, out, [&](auto zero) {
     using T = decltype(zero);
-    const CsrRows<T> rows(a, static_cast<const T*>(values));
+    const CsrRows<T> rows(a, dtype, values);
     Product<T, CsrRows<T>>(rows, x, linear, epilogue, out).run();
   });
 }
 
 void matmul_panel(const char* function, const PanelPattern& a, DType dtype, const void* values, const Array& x,
                   bool linear, const Epilogue& epilogue, const Array& out) {
-  check_product(function, a.rows(), a.cols(), x, linear, epilogue, out);
-  dispatch(dtype, [&](auto zero) {
+  product(function, a.rows(), a.cols(), dtype, x, linear, epilogue, out, [&](auto zero) {
     using T = decltype(zero);
-    const PanelRows<T> rows(a, static_cast<const T*>(values));
+    const PanelRows<T> rows(a, dtype, values);
     Product<T, PanelRows<T>>(rows, x, linear, epilogue, out).run();
   });
+}
+
+void matmul_bitmask(const char* function, const BitmaskPattern& a, DType dtype, const void* values, const Array& x,
+                    bool linear, const Epilogue& epilogue, const Array& out) {
+  product(function, a.rows, a.cols, dtype, x, linear, epilogue, out,
+          [&](auto zero) { BitmaskProduct<decltype(zero)>(a, dtype, values, x, linear, epilogue, out).run(); });
 }
 
 void apply_epilogue(const char* function, bool linear, const Epilogue& e, const Array& out) {

@@ -176,7 +176,7 @@ void PanelPattern::for_values(const std::int64_t* indptr, F&& f) const {
 }
 
 void PanelPattern::pack(const std::int64_t* indptr, DType dtype, const void* row_major, void* packed) const {
-  dispatch(dtype, [&](auto zero) {
+  dispatch_moved(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* from = static_cast<const T*>(row_major);
     T* to = static_cast<T*>(packed);
@@ -185,7 +185,7 @@ void PanelPattern::pack(const std::int64_t* indptr, DType dtype, const void* row
 }
 
 void PanelPattern::unpack(const std::int64_t* indptr, DType dtype, const void* packed, void* row_major) const {
-  dispatch(dtype, [&](auto zero) {
+  dispatch_moved(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* from = static_cast<const T*>(packed);
     T* to = static_cast<T*>(row_major);

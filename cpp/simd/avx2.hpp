@@ -7,6 +7,10 @@
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
+//   Widen             a stored scalar as the number that is computed with
+//   Lanes<V>          a set of lanes, from bits
+//   Expand            the next packed numbers into a set of lanes, +0 elsewhere; reads as many as V has lanes
+//   MulAddWhere       a * b + c in a set of lanes (a must be +0 elsewhere), c elsewhere
 //   K16               16-bit floats as signed integers: Load16 Set16 Max16 Greater; Magnitude16 the bits without the
 //   sign,
 //                     Order16 a key that orders like the number, 0 for both zeros (no NaN)
@@ -153,16 +157,27 @@ inline KI64 OrderKey(VF64 a) {
   const __m256i negative = _mm256_cmpgt_epi64(_mm256_setzero_si256(), bits);
   return {_mm256_xor_si256(bits, _mm256_srli_epi64(negative, 1))};
 }
-inline VF32 KeepBits(unsigned bits, VF32 a) {
+template <class V>
+struct Lanes {
+  unsigned bits;
+  V kept;  // all bits of the lanes
+  explicit Lanes(unsigned lanes);
+};
+template <>
+inline Lanes<VF32>::Lanes(unsigned lanes) : bits(lanes) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane), lane);
-  return {_mm256_and_ps(a.v, _mm256_castsi256_ps(kept))};
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+  kept = {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane))};
 }
-inline VF64 KeepBits(unsigned bits, VF64 a) {
+template <>
+inline Lanes<VF64>::Lanes(unsigned lanes) : bits(lanes) {
   const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
-  const __m256i kept = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), lane), lane);
-  return {_mm256_and_pd(a.v, _mm256_castsi256_pd(kept))};
+  kept = {_mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), lane), lane))};
 }
+inline VF32 Keep(Lanes<VF32> lanes, VF32 a) { return {_mm256_and_ps(a.v, lanes.kept.v)}; }
+inline VF64 Keep(Lanes<VF64> lanes, VF64 a) { return {_mm256_and_pd(a.v, lanes.kept.v)}; }
+inline VF32 KeepBits(unsigned bits, VF32 a) { return Keep(Lanes<VF32>(bits), a); }
+inline VF64 KeepBits(unsigned bits, VF64 a) { return Keep(Lanes<VF64>(bits), a); }
 inline VU16 KeepBits(unsigned bits, VU16 a) {
   const __m256i lane = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
   const __m256i all = _mm256_set1_epi16(static_cast<short>(bits));
@@ -271,6 +286,46 @@ inline HF32 Add(HF32 a, HF32 b) { return {_mm_add_ps(a.v, b.v)}; }
 inline HF64 Add(HF64 a, HF64 b) { return {_mm_add_pd(a.v, b.v)}; }
 inline HF32 MulAdd(HF32 a, HF32 b, HF32 c) { return {_mm_fmadd_ps(a.v, b.v, c.v)}; }
 inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm_fmadd_pd(a.v, b.v, c.v)}; }
+
+inline float Widen(float x) { return x; }
+inline double Widen(double x) { return x; }
+inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
+inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
+
+// For every set of lanes: which of the packed numbers each lane takes (as floats; a double is two of them).
+struct ExpandPlaces {
+  std::uint8_t of_32[256][8], of_64[16][8];
+  constexpr ExpandPlaces() : of_32{}, of_64{} {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int lane = 0, next = 0; lane < 8; ++lane)
+        if ((bits >> lane & 1) != 0) of_32[bits][lane] = static_cast<std::uint8_t>(next++);
+    for (int bits = 0; bits < 16; ++bits)
+      for (int lane = 0, next = 0; lane < 4; ++lane)
+        if ((bits >> lane & 1) != 0) {
+          of_64[bits][2 * lane] = static_cast<std::uint8_t>(next++);
+          of_64[bits][2 * lane + 1] = static_cast<std::uint8_t>(next++);
+        }
+  }
+};
+constexpr ExpandPlaces expand_places;
+inline __m256i LoadPlaces(const std::uint8_t* places) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(places)));
+}
+inline VF32 MoveTo(Lanes<VF32> lanes, VF32 a) {
+  return {_mm256_permutevar8x32_ps(a.v, LoadPlaces(expand_places.of_32[lanes.bits]))};
+}
+inline VF64 MoveTo(Lanes<VF64> lanes, VF64 a) {
+  const __m256 moved = _mm256_permutevar8x32_ps(_mm256_castpd_ps(a.v), LoadPlaces(expand_places.of_64[lanes.bits]));
+  return {_mm256_castps_pd(moved)};
+}
+template <class V, class S>
+inline V Expand(Lanes<V> lanes, const S* p) {
+  return Keep(lanes, MoveTo(lanes, LoadAs<V>(p)));
+}
+template <class V>
+inline V MulAddWhere(Lanes<V> lanes, V a, V b, V c) {
+  return MulAdd(a, Keep(lanes, b), c);
+}
 
 }  // namespace
 }  // namespace gossamer

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/table.hpp"
 
@@ -201,6 +202,34 @@ inline HF32 Add(HF32 a, HF32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline HF64 Add(HF64 a, HF64 b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline HF32 MulAdd(HF32 a, HF32 b, HF32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+
+inline float Widen(float x) { return x; }
+inline double Widen(double x) { return x; }
+inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
+inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
+
+// The empty asm keeps one copy of the mask. Expanding is asm because the compiler would do it from memory, which is
+// microcode on Zen 4 and 5, and into a register of its own, whose former value Zen 5 waits for.
+template <class V>
+struct Lanes {
+  std::conditional_t<V::lanes == 16, __mmask16, __mmask8> mask;
+  explicit Lanes(unsigned bits) : mask(static_cast<decltype(mask)>(bits)) { __asm__("" : "+k"(mask)); }
+};
+template <class V, class S>
+inline V Expand(Lanes<V> lanes, const S* p) {
+  V a = LoadAs<V>(p);
+  if constexpr (V::lanes == 16)
+    __asm__("vexpandps %0, %0%{%1%}%{z%}" : "+v"(a.v) : "Yk"(lanes.mask));
+  else
+    __asm__("vexpandpd %0, %0%{%1%}%{z%}" : "+v"(a.v) : "Yk"(lanes.mask));
+  return a;
+}
+inline VF32 MulAddWhere(Lanes<VF32> lanes, VF32 a, VF32 b, VF32 c) {
+  return {_mm512_mask3_fmadd_ps(a.v, b.v, c.v, lanes.mask)};
+}
+inline VF64 MulAddWhere(Lanes<VF64> lanes, VF64 a, VF64 b, VF64 c) {
+  return {_mm512_mask3_fmadd_pd(a.v, b.v, c.v, lanes.mask)};
+}
 
 }  // namespace
 }  // namespace gossamer

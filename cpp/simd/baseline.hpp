@@ -179,5 +179,24 @@ inline unsigned Equal(KeyLane<K> a, KeyLane<K> b) {
   return a.v == b.v;
 }
 
+inline float Widen(float x) { return x; }
+inline double Widen(double x) { return x; }
+inline float Widen(Half x) { return LoadAs<Simd<float>::V>(&x).v; }
+inline float Widen(BFloat x) { return LoadAs<Simd<float>::V>(&x).v; }
+
+template <class V>
+struct Lanes {
+  bool kept;
+  explicit Lanes(unsigned bits) : kept((bits & 1) != 0) {}
+};
+template <class V, class S>
+inline V Expand(Lanes<V> lanes, const S* p) {
+  return {lanes.kept ? Widen(*p) : typename V::Scalar{0}};
+}
+template <class V>
+inline V MulAddWhere(Lanes<V> lanes, V a, V b, V c) {
+  return lanes.kept ? MulAdd(a, b, c) : c;
+}
+
 }  // namespace
 }  // namespace gossamer

@@ -91,6 +91,7 @@ def matmul(
     out: _Array,
     /,
 ) -> None: ...
+
 class Panels:
     def __init__(self, mask: _Array, rows: int, cols: int, /) -> None: ...
     @property
@@ -100,6 +101,21 @@ class Panels:
 def matmul_panel(
     function: str,
     panels: Panels,
+    values: _Array,
+    x: _Array,
+    linear: bool,
+    bias: _Array | None,
+    activation: str,
+    residual: _Array | None,
+    out: _Array,
+    /,
+) -> None: ...
+def matmul_bitmask(
+    function: str,
+    mask: _Array,
+    rows: int,
+    cols: int,
+    indptr: _Array,
     values: _Array,
     x: _Array,
     linear: bool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossamer._arrays import Array, Host, give_back, host
+from gossamer._arrays import Array, Host, give_back, host, require_float
 from gossamer.multiply import activation_grad, linear, sddmm
 from gossamer.sparse import SparseMatrix
 
@@ -43,8 +43,7 @@ class SparseLinear:
         self.bias: Host | None = None
         if bias is not None:
             view = host(bias, "SparseLinear", "bias")
-            if view.dtype not in (np.float32, np.float64):
-                raise TypeError(f"SparseLinear: bias must be float32 or float64, got {view.dtype}")
+            require_float(view, "SparseLinear", "bias")
             if view.shape != (a.shape[0],):
                 raise ValueError(f"SparseLinear: bias must have the shape {(a.shape[0],)}, got {view.shape}")
             self.bias = np.array(view)
@@ -61,14 +60,14 @@ class SparseLinear:
 
         Returns
         -------
-        ``(dx, dvalues, dbias)``: ``[batch, in]``; ``[nnz]`` in the order of ``a.values``; ``[out]``, or None without a
-        bias. Pruned positions have no gradient. With an activation, the output before it is computed again.
+        ``(dx, dvalues, dbias)``: ``[batch, in]``; ``[nnz]`` in the order of ``a.values`` (float32 for 16-bit inputs);
+        ``[out]``, or None without a bias. Pruned positions have no gradient. With an activation, the output before it
+        is computed again.
         """
         f = "SparseLinear.backward"
         grad, inputs = host(dy, f, "dy"), host(x, f, "x")
         for name, array, width in (("x", inputs, self.a.shape[1]), ("dy", grad, self.a.shape[0])):
-            if array.dtype not in (np.float32, np.float64):
-                raise TypeError(f"{f}: {name} must be float32 or float64, got {array.dtype}")
+            require_float(array, f, name)
             if array.ndim != 2 or array.shape != (inputs.shape[0], width):
                 batch = inputs.shape[0] if inputs.ndim == 2 else "batch"
                 raise ValueError(f"{f}: {name} must have the shape ({batch}, {width}), got {array.shape}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, give_back, host, matrix_shape, output
+from gossamer._arrays import Array, Host, give_back, host, matrix_shape, output, require_float
 from gossamer.masks import Mask
 from gossamer.sparse import SparseMatrix, Structure
 
@@ -27,8 +27,8 @@ def matmul(
     Parameters
     ----------
     a : ``[rows, cols]``.
-    x : float32 or float64 ``[cols, n]``, or a vector ``[cols]``. Strided arrays are read in place; up to 256 columns at
-        a time are packed into scratch memory.
+    x : float32, float64, float16 or bfloat16 ``[cols, n]``, or a vector ``[cols]``. Strided arrays are read in place;
+        up to 256 columns at a time are packed into scratch memory.
     bias : ``[rows]``.
     activation : None, ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"``, ``"sigmoid"`` or ``"tanh"``.
     residual : like the result.
@@ -36,10 +36,10 @@ def matmul(
 
     Returns
     -------
-    ``[rows, n]`` (or ``[rows]``) in x's dtype and library. float32 accumulates in float32 (in runs of 256 products),
-    float64 in float64; with one of each, the product is computed in float64 (float32 values of ``a`` are then
-    widened at every call). A position that is not kept takes no part,
-    except in format "dense", where it multiplies as 0 (an infinity in ``x`` then gives NaN).
+    ``[rows, n]`` (or ``[rows]``) in x's dtype and library. The product is computed in float64 where ``x`` or ``a`` is
+    float64 (other values of ``a`` are then widened at every call), else in float32, and rounded once, at the end. A
+    position that is not kept takes no part, except in format "dense", where it multiplies as 0 (an infinity in ``x``
+    then gives NaN).
 
     Raises
     ------
@@ -111,14 +111,17 @@ def _product(
     if a.format == "dense":
         _dense_product(f, a, matrix, linear, b, act, r, to)
         return result
-    if a.format == "panel" and view.dtype == a.dtype:
-        assert a._values is not None
-        _core.matmul_panel(f, a._structure.panels(), a._values, matrix, linear, b, act, r, to)
-        return result
-    values = a.values
-    if view.dtype == np.float64 and values.dtype == np.float32:
-        values = values.astype(np.float64)
-    _core.matmul(f, rows, cols, *a._structure.csr(), values, matrix, linear, b, act, r, to)
+    structure, values = a._structure, a._values
+    assert values is not None
+    if view.dtype == np.float64:
+        values = values.astype(np.float64, copy=False)
+    rest: Any = (values, matrix, linear, b, act, r, to)
+    if a.format == "panel":
+        _core.matmul_panel(f, structure.panels(), *rest)
+    elif a.format == "bitmask":
+        _core.matmul_bitmask(f, structure.mask().packed, rows, cols, structure.indptr(), *rest)
+    else:
+        _core.matmul(f, rows, cols, *structure.csr(), *rest)
     return result
 
 
@@ -139,15 +142,15 @@ def _dense_product(
         residual = residual.copy()
     w = a._dense
     assert w is not None
-    flat = x.reshape(matrix_shape(x.shape))
+    dtype = np.float64 if np.float64 in (w.dtype, x.dtype) else np.float32
+    flat, w = (m.astype(dtype, copy=False) for m in (x.reshape(matrix_shape(x.shape)), w))
     left, right = (flat, w.T) if linear else (w, flat)
     with np.errstate(all="ignore"):  # a caller's errstate must not stop the product halfway through `out`
-        if out.dtype == np.result_type(left, right):
-            np.matmul(left, right, out=out)
-        else:
-            out[...] = np.matmul(left, right)
-    if bias is not None or act != "identity" or residual is not None:
-        _core.epilogue(f, linear, bias, act, residual, out)
+        result = np.matmul(left, right, out=out if out.dtype == dtype else None)
+        if bias is not None or act != "identity" or residual is not None:
+            _core.epilogue(f, linear, bias, act, residual, result)
+        if result is not out:
+            out[...] = result
 
 
 def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None = None) -> SparseMatrix:
@@ -155,9 +158,9 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
 
     Parameters
     ----------
-    x : float32 or float64 ``[rows, k]``.
-    y : ``[cols, k]``. With one float32 and one float64 input the result is float64. Inputs whose rows are not
-        contiguous, or not of the result's dtype, are packed into scratch of their size.
+    x : floats ``[rows, k]``.
+    y : ``[cols, k]``. The result is float64 where an input is, else float32. Inputs whose rows are not contiguous, or
+        not of the result's dtype, are packed into scratch of their size.
     pattern : ``[rows, cols]``.
     out : a contiguous array ``[nnz]`` of the result's dtype that receives the values and is then held by the result.
 
@@ -202,9 +205,8 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
 
 def _common(x: Host, y: Host, function: str) -> np.dtype[Any]:
     for name, array in (("x", x), ("y", y)):
-        if array.dtype not in (np.float32, np.float64):
-            raise TypeError(f"{function}: {name} must be float32 or float64, got {array.dtype}")
-    return np.result_type(x, y)
+        require_float(array, function, name)
+    return np.dtype(np.float64 if np.float64 in (x.dtype, y.dtype) else np.float32)
 
 
 def activation_grad(z: Array, dy: Array, activation: str) -> Array:

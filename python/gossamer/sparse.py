@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, empty, host, matrix_shape
+from gossamer._arrays import Array, Host, compute_dtype, empty, host, is_float, matrix_shape
 from gossamer.masks import Mask, packed_bits
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-_FORMATS = ("auto", "csr", "panel", "dense")
-_LATER = ("bitmask", "n:m", "bsr")
+_FORMATS = ("auto", "csr", "panel", "bitmask", "dense")
+_LATER = ("n:m", "bsr")
 # The density up to which CSR is taken by "auto": where this version's CSR kernel meets OpenBLAS's dense product
 # (`python bench/breakeven.py`). A calibrated model takes its place when the faster formats come.
 CSR_BELOW_DENSITY = 0.15
@@ -108,7 +108,7 @@ def _freeze(*arrays: Host) -> Any:
 
 
 class SparseMatrix:
-    """An immutable sparse matrix ``[rows, cols]`` of float32 or float64 that any number of threads may share.
+    """An immutable sparse matrix ``[rows, cols]`` of floats that any number of threads may share.
 
     Made by :meth:`from_dense`, :meth:`from_scipy` or :meth:`from_csr`. Shape, nnz, values and the pattern never depend
     on the format, dense included.
@@ -152,9 +152,12 @@ class SparseMatrix:
             structure.panels().reorder(structure.indptr(), values, a._values, True)
             _freeze(a._values)
         else:
-            structure.csr()  # now, and not at the first product
             a._values = values
             _freeze(a._values)
+            if format == "csr":
+                structure.csr()  # now, and not at the first product
+            else:
+                structure.mask(), structure.indptr()
         return a
 
     @classmethod
@@ -163,10 +166,10 @@ class SparseMatrix:
 
         Parameters
         ----------
-        w : float32 or float64, read as the matrix ``[shape[0], rest]``.
+        w : float32, float64, float16 or bfloat16, read as the matrix ``[shape[0], rest]``.
         mask : what is kept, zeros included; None keeps everything that is not zero.
-        format : ``"csr"``, ``"panel"`` (for products with eight columns or more), ``"dense"``, or ``"auto"``: csr or
-            dense, as the density speaks for; ``a.plan`` says why.
+        format : ``"csr"``, ``"panel"`` (for products with eight columns or more), ``"bitmask"`` (for one to four),
+            ``"dense"``, or ``"auto"``: csr or dense, as the density speaks for; ``a.plan`` says why.
         dtype : of the values; None keeps ``w``'s.
 
         Raises
@@ -199,7 +202,7 @@ class SparseMatrix:
         ----------
         indptr : integers ``[rows + 1]``, from 0 to nnz, never falling.
         indices : integers ``[nnz]`` in ``[0, cols)``, sorted and unique within a row.
-        values : float32 or float64 ``[nnz]``.
+        values : float32, float64, float16 or bfloat16 ``[nnz]``.
         shape : ``(rows, cols)``.
 
         Raises
@@ -248,11 +251,13 @@ class SparseMatrix:
         return cls.from_csr(csr.indptr, csr.indices, csr.data, csr.shape)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """A ``scipy.sparse.csr_array`` of its own memory."""
+        """A ``scipy.sparse.csr_array`` of its own memory; float32 for 16-bit values, which scipy does not know."""
         import scipy.sparse
 
         indptr, indices = self._structure.csr()
-        return scipy.sparse.csr_array((np.array(self.values), indices.copy(), indptr.copy()), shape=self.shape)
+        return scipy.sparse.csr_array(
+            (np.array(self.values, compute_dtype(self.dtype)), indices.copy(), indptr.copy()), shape=self.shape
+        )
 
     def to_dense(self) -> Host:
         """A dense array ``[rows, cols]`` of its own memory."""
@@ -279,7 +284,7 @@ class SparseMatrix:
 
     @property
     def dtype(self) -> Any:
-        """float32 or float64, as a numpy dtype."""
+        """Of the values, as a numpy dtype."""
         held = self._dense if self._values is None else self._values
         assert held is not None
         return held.dtype
@@ -318,7 +323,7 @@ class SparseMatrix:
         return values
 
     def with_values(self, v: Array) -> SparseMatrix:
-        """The same structure with other values ``[nnz]`` (copied; converted to float32 or float64 never)."""
+        """The same structure with other values ``[nnz]`` (copied; of any of the four dtypes)."""
         f = "SparseMatrix.with_values"
         data = host(v, f, "v")
         dtype = _value_dtype(data.dtype, f)
@@ -375,9 +380,9 @@ def _value_dtype(dtype: Any, function: str) -> Any:
     try:
         known = np.dtype(dtype)
     except TypeError as error:
-        raise TypeError(f"{function}: dtype must be float32 or float64, got {dtype!r}") from error
-    if known not in (np.float32, np.float64):
-        raise TypeError(f"{function}: the values' dtype must be float32 or float64, got {known}")
+        raise TypeError(f"{function}: dtype must be a float dtype, got {dtype!r}") from error
+    if not is_float(known.newbyteorder("=")):
+        raise TypeError(f"{function}: the values' dtype must be float32, float64, float16 or bfloat16, got {known}")
     return known.newbyteorder("=")
 
 

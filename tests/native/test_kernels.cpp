@@ -517,9 +517,9 @@ TEST(panels_are_within_rounding_on_every_table) {
       for (std::int64_t chunk = 0; chunk < panels.chunks(); ++chunk) {
         const Heap<T> y(panels.panels(chunk) * panel_rows * width);
         for (std::int64_t block = 0; block < panels.blocks(); ++block)
-          table.panel[shape](panels.counts(chunk, block), panels.columns() + panels.start(chunk, block).column,
-                             packed.data() + panels.start(chunk, block).value, panels.panels(chunk),
-                             x.data() + block * panels.depth() * width, block > 0, y.data());
+          table.panel[0][shape](panels.counts(chunk, block), panels.columns() + panels.start(chunk, block).column,
+                                packed.data() + panels.start(chunk, block).value, panels.panels(chunk),
+                                x.data() + block * panels.depth() * width, block > 0, y.data());
         for (std::int64_t r = chunk * chunk_rows; r < std::min(rows, (chunk + 1) * chunk_rows); ++r)
           for (std::int64_t j = 0; j < width; ++j) {
             double exact = 0, magnitude = 0;
@@ -569,8 +569,8 @@ TEST(products_are_within_rounding_on_every_table) {
     const Heap<T> values = drawn<T>(random, nnz, Mix::plain), x = drawn<T>(random, cols * width, Mix::plain);
     const std::int64_t first = rows > 3 ? 1 : 0, last = rows > 3 ? rows - 1 : rows;
     const Heap<T> y((last - first) * width);
-    table.spmm[sizeof(Index) / 4 - 1][shape](indptr.data(), indices.data(), values.data(), first, last, x.data(),
-                                             y.data());
+    table.spmm[0][sizeof(Index) / 4 - 1][shape](indptr.data(), indices.data(), values.data(), first, last, x.data(),
+                                                y.data());
     for (std::int64_t r = first; r < last; ++r)
       for (std::int64_t j = 0; j < width; ++j) {
         double exact = 0, magnitude = 0;
