@@ -14,19 +14,13 @@ Exit status 1 says that a target was missed.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from rich.console import Console
 
 import gossamer as gs
 from bench_select import (
@@ -53,9 +47,8 @@ from inputs import (
     minilm_matrices,
     normal,
 )
-from measuring import describe_run
 from peak_memory import peak_bytes
-from turns import Call, Run, Size, table
+from turns import Call, Run, Size, measure
 
 SIZES = {False: ((4096, 4096), (4096, 11008)), True: ((1024, 1024), (1024, 2752))}
 READS = (2.0, 1.5)  # how many streaming reads the mask may take, by size
@@ -344,47 +337,5 @@ GROUPS: dict[str, Callable[[Run], None]] = {
 # ------------------------------------------------------------------------------------------------------------ output
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures selection against its targets.")
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes, in the caches: tries the program, no targets"
-    )
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=str([*GROUPS]))
-    parser.add_argument("--threads", type=int, default=2, help="of all libraries; the targets are for %(default)s")
-    parser.add_argument("--seconds", type=float, default=1.0, help="about how long a row takes; at least five turns")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    options = parser.parse_args()
-    gs.set_num_threads(options.threads)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    header = describe_run()
-    console.print("\n".join(header), highlight=False)
-    progress = Console(stderr=True)
-    try:
-        run = Run(SIZES[options.quick], options.threads, options.seconds, progress)
-    except (OSError, subprocess.SubprocessError) as error:
-        console.print(f"select_targets: the read kernel needs a C++ compiler: {error}")
-        return 2
-    for group in options.only:
-        GROUPS[group](run)
-    console.print(table(run))
-    for reason in run.left_out:
-        console.print(f"left out: {reason}", highlight=False)
-    missed = [row for row in run.rows if not row.met]
-    note = "; small sizes: this says nothing about the targets" if options.quick else ""
-    console.print(f"{len(run.rows) - len(missed)} of {len(run.rows)} met{note}", highlight=False)
-    if options.json:
-        rows = [asdict(row) | {"met": row.met} for row in run.rows]
-        document = {
-            "run": header,
-            "threads": options.threads,
-            "torch_threads": run.torch.get_num_threads() if run.torch else None,
-            "quick": options.quick,
-            "left_out": run.left_out,
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0 if options.quick or not missed else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measure("gossamer's selection", GROUPS, SIZES))

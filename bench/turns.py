@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+import gossamer as gs
 from inputs import Array, Job, torch_or_skip
 from limits import Streams
+from measuring import describe_run
 
 Size = tuple[int, int]
 
@@ -173,8 +180,8 @@ def _torch() -> Any:
         return None
 
 
-def table(run: Run) -> Table:
-    result = Table(title="gossamer's selection against its targets", caption=_CAPTION, caption_justify="left")
+def table(run: Run, title: str) -> Table:
+    result = Table(title=title, caption=_CAPTION, caption_justify="left")
     for heading, right in (
         ("data", False),
         ("gossamer", False),
@@ -221,3 +228,46 @@ _CAPTION = (
     "of best: that of the best times. % of limit: the best time of the streaming passes over this data / gossamer's. "
     "busy: processors at work on average, gossamer : the other. turns: pairs measured."
 )
+
+
+def measure(what: str, groups: dict[str, Callable[[Run], None]], sizes: dict[bool, tuple[Size, ...]]) -> int:
+    """The program of a file of targets: measures groups, prints their table; -> exit status, 0 if all are met."""
+    parser = argparse.ArgumentParser(description=f"Measures {what} against its targets.")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, in the caches: tries the program, no targets"
+    )
+    parser.add_argument("--only", nargs="+", choices=groups, default=list(groups), metavar="GROUP", help=str([*groups]))
+    parser.add_argument("--threads", type=int, default=2, help="of all libraries; the targets are for %(default)s")
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long a row takes; at least five turns")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    options = parser.parse_args()
+    gs.set_num_threads(options.threads)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    header = describe_run()
+    console.print("\n".join(header), highlight=False)
+    progress = Console(stderr=True)
+    try:
+        run = Run(sizes[options.quick], options.threads, options.seconds, progress)
+    except (OSError, subprocess.SubprocessError) as error:
+        console.print(f"the read kernel needs a C++ compiler: {error}")
+        return 2
+    for group in options.only:
+        groups[group](run)
+    console.print(table(run, f"{what} against its targets"))
+    for reason in run.left_out:
+        console.print(f"left out: {reason}", highlight=False)
+    missed = [row for row in run.rows if not row.met]
+    note = "; small sizes: this says nothing about the targets" if options.quick else ""
+    console.print(f"{len(run.rows) - len(missed)} of {len(run.rows)} met{note}", highlight=False)
+    if options.json:
+        rows = [asdict(row) | {"met": row.met} for row in run.rows]
+        document = {
+            "run": header,
+            "threads": options.threads,
+            "torch_threads": run.torch.get_num_threads() if run.torch else None,
+            "quick": options.quick,
+            "left_out": run.left_out,
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0 if options.quick or not missed else 1

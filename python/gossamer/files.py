@@ -59,7 +59,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask
         if isinstance(value, SparseMatrix):
             add(f"{name}.bitmask", value.mask.packed)
             add(f"{name}.values", value.values)
-            kinds[name] = {"kind": "matrix", "shape": value.shape, "format": value.format}
+            kinds[name] = {"kind": "matrix", "shape": value.shape, "format": value._plan.asked}
         elif isinstance(value, Mask):
             add(f"{name}.bitmask", value.packed)
             kinds[name] = {"kind": "mask", "shape": value.shape}

@@ -10,7 +10,7 @@ import numpy as np
 from gossamer import _core
 from gossamer._arrays import Array, Host, give_back, host, matrix_shape, output, require_float
 from gossamer.masks import Mask
-from gossamer.sparse import SparseMatrix, Structure
+from gossamer.sparse import FEW, Plan, SparseMatrix, Structure
 
 
 def matmul(
@@ -108,17 +108,17 @@ def _product(
         raise ValueError(f"{f}: residual must have the shape of the result {shape}, got {r.shape}")
     if r is not None and vector:
         r = r.reshape(to.shape)
-    if a.format == "dense":
+    form = a._plan.few if n <= FEW else a._plan.many
+    if form == "dense":
         _dense_product(f, a, matrix, linear, b, act, r, to)
         return result
-    structure, values = a._structure, a._values
-    assert values is not None
+    structure, values = a._structure, a._in_panels() if form == "panel" else a.values
     if view.dtype == np.float64:
         values = values.astype(np.float64, copy=False)
     rest: Any = (values, matrix, linear, b, act, r, to)
-    if a.format == "panel":
+    if form == "panel":
         _core.matmul_panel(f, structure.panels(), *rest)
-    elif a.format == "bitmask":
+    elif form == "bitmask":
         _core.matmul_bitmask(f, structure.mask().packed, rows, cols, structure.indptr(), *rest)
     else:
         _core.matmul(f, rows, cols, *structure.csr(), *rest)
@@ -200,7 +200,7 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     if out is not None and (np.may_share_memory(values, left) or np.may_share_memory(values, right)):
         raise ValueError(f"{f}: out must not overlap with x or y")
     _core.sddmm(f, left, right, *structure.shape, *structure.csr(), values)
-    return SparseMatrix._make(structure, values.view() if out is not None else values, "csr", "csr: sddmm")
+    return SparseMatrix._make(structure, values.view() if out is not None else values, Plan("csr", "csr", "csr: sddmm"))
 
 
 def _common(x: Host, y: Host, function: str) -> np.dtype[Any]:

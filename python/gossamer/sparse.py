@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 _FORMATS = ("auto", "csr", "panel", "bitmask", "dense")
 _LATER = ("n:m", "bsr")
-# The density up to which CSR is taken by "auto": where this version's CSR kernel meets OpenBLAS's dense product
-# (`python bench/breakeven.py`). A calibrated model takes its place when the faster formats come.
-CSR_BELOW_DENSITY = 0.15
+# What format="auto" goes by: products with at most FEW columns take turns with memory, others with the multipliers.
+# The densities are where the formats meet each other and OpenBLAS's dense product (`python bench/product_targets.py`).
+FEW = 4
+CSR_UP_TO = 0.06
+DENSE_ABOVE = 0.7
 
 
 def index_dtype(cols: int) -> type[np.signedinteger[Any]]:
@@ -101,6 +103,18 @@ class Structure:
         return held
 
 
+class Plan(NamedTuple):
+    """The formats of a matrix: for products with many columns of X (FEW or fewer go another way)."""
+
+    many: str
+    few: str
+    text: str
+
+    @property
+    def asked(self) -> str:
+        return self.many if self.many == self.few else "auto"
+
+
 def _freeze(*arrays: Host) -> Any:
     for array in arrays:
         array.flags.writeable = False
@@ -124,13 +138,14 @@ class SparseMatrix:
     [2.0, 0.0, 10.0]
     """
 
-    __slots__ = ("_dense", "_format", "_plan", "_structure", "_values")
+    __slots__ = ("_dense", "_panel_values", "_plan", "_structure", "_values")
 
+    # The values are held in row-major order, or in that of the panels, or both; or in a dense array.
     _structure: Structure
-    _values: Host | None  # None for "dense", which holds them in place; in the order of the panels for "panel"
+    _values: Host | None
+    _panel_values: Host | None
     _dense: Host | None
-    _format: str
-    _plan: str
+    _plan: Plan
 
     __array_ufunc__ = None  # numpy_array @ sparse_matrix is a TypeError, not an element-wise attempt
 
@@ -138,27 +153,37 @@ class SparseMatrix:
         raise TypeError("SparseMatrix: use from_dense, from_scipy or from_csr")
 
     @classmethod
-    def _make(cls, structure: Structure, values: Host, format: str, plan: str) -> SparseMatrix:
+    def _make(cls, structure: Structure, values: Host, plan: Plan) -> SparseMatrix:
         a = cls.__new__(cls)
-        a._structure, a._format, a._plan = structure, format, plan
-        a._values = a._dense = None
-        if format == "dense":
-            a._dense = empty(structure.shape, values.dtype, "SparseMatrix")
-            a._dense[...] = 0
-            _core.values_to_dense(*structure.shape, *structure.csr(), values, a._dense)
-            _freeze(a._dense)
-        elif format == "panel":
-            a._values = np.empty_like(values)
-            structure.panels().reorder(structure.indptr(), values, a._values, True)
-            _freeze(a._values)
-        else:
-            a._values = values
-            _freeze(a._values)
-            if format == "csr":
-                structure.csr()  # now, and not at the first product
-            else:
-                structure.mask(), structure.indptr()
+        a._structure, a._plan = structure, plan
+        a._panel_values = a._dense = None
+        a._values = values
+        _freeze(values)
+        if plan.many == "dense":
+            dense = empty(structure.shape, values.dtype, "SparseMatrix")
+            dense[...] = 0
+            _core.values_to_dense(*structure.shape, *structure.csr(), values, dense)
+            _freeze(dense)
+            a._dense, a._values = dense, None
+        if plan.few == "panel":
+            a._in_panels()
+            a._values = None
+        if "csr" in plan:
+            structure.csr()  # now, and not at the first product
+        if "bitmask" in plan:
+            structure.mask(), structure.indptr()
         return a
+
+    def _in_panels(self) -> Host:
+        """The values in the order of the panels; made when first asked for."""
+        structure = self._structure
+        with structure._lock:
+            if self._panel_values is None:
+                assert self._values is not None
+                packed = np.empty_like(self._values)
+                structure.panels().reorder(structure.indptr(), self._values, packed, True)
+                (self._panel_values,) = _freeze(packed)
+            return self._panel_values
 
     @classmethod
     def from_dense(cls, w: Array, mask: Mask | None = None, *, format: str = "auto", dtype: Any = None) -> SparseMatrix:
@@ -169,7 +194,8 @@ class SparseMatrix:
         w : float32, float64, float16 or bfloat16, read as the matrix ``[shape[0], rest]``.
         mask : what is kept, zeros included; None keeps everything that is not zero.
         format : ``"csr"``, ``"panel"`` (for products with eight columns or more), ``"bitmask"`` (for one to four),
-            ``"dense"``, or ``"auto"``: csr or dense, as the density speaks for; ``a.plan`` says why.
+            ``"dense"``, or ``"auto"``: by the density, csr, dense, or panel and bitmask (the panels are made at the
+            first product that needs them); ``a.plan`` says why.
         dtype : of the values; None keeps ``w``'s.
 
         Raises
@@ -192,7 +218,7 @@ class SparseMatrix:
         values = values.astype(
             _value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False
         )
-        return cls._make(structure, values, *_choose(format, structure, "SparseMatrix.from_dense"))
+        return cls._make(structure, values, _choose(format, structure, "SparseMatrix.from_dense"))
 
     @classmethod
     def from_csr(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> SparseMatrix:
@@ -225,7 +251,7 @@ class SparseMatrix:
             raise ValueError(f"{f}: values must have as many entries as indices, {columns.shape}, got {data.shape}")
         _core.check_csr(f, rows, cols, starts, columns)
         structure = Structure((rows, cols), csr=(starts, columns.astype(index_dtype(cols), copy=False)))
-        return cls._make(structure, np.array(data, dtype, order="C"), "csr", "csr: as given")
+        return cls._make(structure, np.array(data, dtype, order="C"), Plan("csr", "csr", "csr: as given"))
 
     @classmethod
     def _from_mask(cls, mask: Mask, values: Host, format: str) -> SparseMatrix:
@@ -235,7 +261,7 @@ class SparseMatrix:
             raise ValueError(f"{f}: values must have the shape {(mask.nnz,)}, got {values.shape}")
         shape = matrix_shape(mask.shape)
         structure = Structure(shape, mask=Mask._own(shape, mask.packed, mask.nnz))
-        return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), *_choose(format, structure, f))
+        return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), _choose(format, structure, f))
 
     @classmethod
     def from_scipy(cls, a: Any) -> SparseMatrix:
@@ -285,23 +311,25 @@ class SparseMatrix:
     @property
     def dtype(self) -> Any:
         """Of the values, as a numpy dtype."""
-        held = self._dense if self._values is None else self._values
-        assert held is not None
-        return held.dtype
+        return next(a.dtype for a in self._held())
 
     @property
     def format(self) -> str:
-        return self._format
+        """What products take; those with few columns may take another, see ``plan``."""
+        return self._plan.many
 
     @property
     def plan(self) -> str:
         """What was picked and why, in a sentence."""
-        return self._plan
+        return self._plan.text
 
     @property
     def nbytes(self) -> int:
         """Bytes held: values, structure, and what has been derived from them and kept (the transpose, the mask)."""
-        return self._structure.nbytes + sum(a.nbytes for a in (self._values, self._dense) if a is not None)
+        return self._structure.nbytes + sum(a.nbytes for a in self._held())
+
+    def _held(self) -> list[Host]:
+        return [a for a in (self._values, self._panel_values, self._dense) if a is not None]
 
     @property
     def mask(self) -> Mask:
@@ -311,11 +339,11 @@ class SparseMatrix:
     @property
     def values(self) -> Host:
         """The values ``[nnz]`` in row-major order of the kept positions, read-only."""
-        if self._values is not None and self._format != "panel":
+        if self._values is not None:
             return self._values
         values, indptr = np.empty(self.nnz, self.dtype), self._structure.indptr()
-        if self._values is not None:
-            self._structure.panels().reorder(indptr, self._values, values, False)
+        if self._panel_values is not None:
+            self._structure.panels().reorder(indptr, self._panel_values, values, False)
         else:
             assert self._dense is not None
             _core.mask_to_values("SparseMatrix.values", self._dense, self.mask.packed, indptr, values)
@@ -329,13 +357,13 @@ class SparseMatrix:
         dtype = _value_dtype(data.dtype, f)
         if data.shape != (self.nnz,):
             raise ValueError(f"{f}: v must have the shape {(self.nnz,)}, got {data.shape}")
-        return SparseMatrix._make(self._structure, np.array(data, dtype, order="C"), self._format, self._plan)
+        return SparseMatrix._make(self._structure, np.array(data, dtype, order="C"), self._plan)
 
     @property
     def T(self) -> SparseMatrix:  # noqa: N802  (numpy's and scipy's name)
         """The transpose. Its structure is made once and kept; its values are gathered at each call."""
         structure, order = self._structure.transposed()
-        return SparseMatrix._make(structure, self.values[order], self._format, self._plan)
+        return SparseMatrix._make(structure, self.values[order], self._plan)
 
     def __matmul__(self, x: Array) -> Array:
         from gossamer.multiply import matmul
@@ -343,29 +371,29 @@ class SparseMatrix:
         return matmul(self, x)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.shape, *self._structure.csr(), self.values, self._format, self._plan)
+        return _rebuild, (self.shape, *self._structure.csr(), self.values, tuple(self._plan))
 
     def __repr__(self) -> str:
-        return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self._format!r})"
+        return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self.format!r})"
 
 
-def _rebuild(shape: tuple[int, int], indptr: Host, indices: Host, values: Host, format: str, plan: str) -> SparseMatrix:
+def _rebuild(
+    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: tuple[str, str, str]
+) -> SparseMatrix:
     a = SparseMatrix.from_csr(indptr, indices, values, shape)  # a pickle is checked like anything from outside
-    return SparseMatrix._make(a._structure, a.values, format if format in _FORMATS[1:] else "csr", str(plan))
+    many, few, text = plan
+    if many not in _FORMATS[1:] or few not in _FORMATS[1:] or (many != few and (many, few) != ("panel", "bitmask")):
+        raise ValueError(f"SparseMatrix: the plan must name formats, got {plan!r}")
+    return SparseMatrix._make(a._structure, a.values, Plan(many, few, str(text)))
 
 
-def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]:
-    """The format and the plan's sentence."""
+def _choose(format: str, structure: Structure, function: str) -> Plan:
     if format in _FORMATS[1:]:
-        return format, f"{format}: as asked for"
+        return Plan(format, format, f"{format}: as asked for")
     rows, cols = structure.shape
     density = structure.nnz / (rows * cols) if rows * cols else 0.0
     if format == "auto":
-        chosen, relation = ("csr", "at most") if density <= CSR_BELOW_DENSITY else ("dense", "above")
-        return (
-            chosen,
-            f"{chosen}: density {density:.4f} is {relation} {CSR_BELOW_DENSITY}, where CSR and dense take equally long",
-        )
+        return _plan(density)
     if format in _LATER or (
         isinstance(format, str) and (format.startswith("bsr:") or format.replace(":", "").isdigit())
     ):
@@ -374,6 +402,18 @@ def _choose(format: str, structure: Structure, function: str) -> tuple[str, str]
     if not isinstance(format, str):
         raise TypeError(f"{function}: format must be a str, got {format!r}")
     raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS + _LATER)}, got {format!r}")
+
+
+def _plan(density: float) -> Plan:
+    if density <= CSR_UP_TO:
+        many = few = "csr"
+    elif density <= DENSE_ABOVE:
+        many, few = "panel", "bitmask"
+    else:
+        many = few = "dense"
+    which = many if many == few else f"{many}, {few} for 1 to {FEW} columns"
+    bounds = f"csr up to {CSR_UP_TO}, dense from {DENSE_ABOVE} on"
+    return Plan(many, few, f"{which}: the density is {density:.4f} ({bounds})")
 
 
 def _value_dtype(dtype: Any, function: str) -> Any:
