@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <mutex>
 #include <numeric>
 #include <span>
 #include <type_traits>
@@ -24,11 +25,9 @@ constexpr std::int64_t small_size = 1 << 14;  // below this, all keys are candid
 
 struct Histogram {
   std::vector<std::uint32_t> count = std::vector<std::uint32_t>(1 << 16);
-  std::vector<std::uint64_t> total = std::vector<std::uint64_t>(1 << 16);
   std::int64_t pending = 0;
-  void flush() {
-    for (std::size_t i = 0; i < count.size(); ++i) total[i] += count[i];
-    std::fill(count.begin(), count.end(), 0u);
+  void flush(std::vector<std::uint64_t>& total) {
+    for (std::size_t i = 0; i < count.size(); ++i) total[i] += std::exchange(count[i], 0u);
     pending = 0;
   }
 };
@@ -39,7 +38,6 @@ class Engine {
   using Key = typename KeyOf<T>::type;
   using Unsigned = typename KeyOf<T>::unsigned_type;
   using Bins = KeyBins<Key, 12>;
-  static constexpr Key lowest = std::numeric_limits<Key>::min() + 1;  // the lowest key that may be kept
   static constexpr Key highest = std::numeric_limits<Key>::max();
 
   Engine(std::vector<Item>& items, NanRule nan) : items_(items), nan_(nan) {
@@ -51,8 +49,8 @@ class Engine {
   }
 
   void keep_top(std::int64_t count) {
-    if (count == 0) return mark(highest, highest, 0);
-    if (size_ <= small_size) return mark(highest, lowest, count);
+    if (count == 0) return keep_tied_keys(highest, 0);
+    if (size_ <= small_size) return sort_out_all(count);
     if (!one_pass(count)) two_passes(count);
   }
 
@@ -65,9 +63,12 @@ class Engine {
 
   void keep_from(double threshold) {
     const T t = round_up(threshold);
-    if (t == -std::numeric_limits<T>::infinity()) return mark(key_of(t) - 1, highest, 0);  // no number lies below it
-    const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
     clear();
+    if (t == -std::numeric_limits<T>::infinity()) {  // no number lies below it
+      mark_keys(key_of(t) - 1);
+      return add_counts();
+    }
+    const T below = std::nextafter(t, -std::numeric_limits<T>::infinity());
     parallel_for(static_cast<std::int64_t>(chunks_.size()), scratch_,
                  [&](std::int64_t c, Scratch<T>& s) { stream_chunk(static_cast<std::size_t>(c), below, t, s, false); });
     add_counts();
@@ -133,7 +134,10 @@ class Engine {
   void clear() {
     parts_.resize(chunks_.size());
     std::fill(parts_.begin(), parts_.end(), Part{});
-    scratch_.for_each([](Scratch<T>& s) { s.found.clear(); });
+    scratch_.for_each([](Scratch<T>& s) {
+      s.found.clear();
+      s.unclaimed = 0;
+    });
   }
   std::int64_t sum(std::int64_t Part::*count) const {
     std::int64_t total = 0;
@@ -156,6 +160,8 @@ class Engine {
 
   std::vector<std::uint64_t> histogram(int shift, Unsigned prefix) {
     PerWorker<Histogram> bins;
+    std::vector<std::uint64_t> total(1 << 16);
+    std::mutex adding;
     const auto& table = kernels<T>();
     detail::parallel_for(static_cast<std::int64_t>(chunks_.size()), workers(bins), [&](std::int64_t c, int worker) {
       const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
@@ -167,76 +173,101 @@ class Engine {
         table.histogram(s.keys, n, shift, prefix, mine.count.data());
         mine.pending += n;
       });
-      if (mine.pending > std::numeric_limits<std::uint32_t>::max() / 2) mine.flush();
+      if (mine.pending > std::numeric_limits<std::uint32_t>::max() / 2) {
+        const std::lock_guard<std::mutex> lock(adding);
+        mine.flush(total);
+      }
     });
-    std::vector<std::uint64_t> total(1 << 16);
-    bins.for_each([&](Histogram& mine) {
-      for (std::size_t i = 0; i < total.size(); ++i) total[i] += mine.total[i] + mine.count[i];
-    });
+    bins.for_each([&](Histogram& mine) { mine.flush(total); });
     return total;
   }
 
-  // Keeps all keys above `top` and the best `rank` of those in [bottom, top].
-  void mark(Key top, Key bottom, std::int64_t rank) {
-    clear();
-    const auto& table = kernels<T>();
+  // Sets the bits of all keys above this one, and counts those equal to it: by keys, where NaN has a place too.
+  void mark_keys(Key key) {
     for_key_tiles(
         [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
           std::int64_t open = 0;
-          parts_[c].kept += table.mark(s.keys, n, top, bottom, item.mask + item.byte(row, col), s.open, &open);
-          if (rank == 0) return;
-          const auto base = position(chunks_[c], row, col);
-          Part& part = parts_[c];
-          Candidate<Key>* to = part.count == 0 ? s.found.room(chunk_size) : s.found.room(0);
-          if (part.count == 0) part.first = to;
-          std::size_t found = 0;
-          for (std::int64_t i = 0; i < open; ++i)
-            if (s.open[i] < n) to[found++] = {s.keys[s.open[i]], base + s.open[i]};
-          s.found.take(found);
-          part.count += found;
+          parts_[c].kept += kernels<T>().mark(s.keys, n, key, key, item.mask + item.byte(row, col), s.open, &open);
+          parts_[c].equal += open;
         });
-    if (rank > 0) {
-      const Bins bins(bottom, top);
-      PerWorker<Counts> counts;
-      parallel_for(static_cast<std::int64_t>(chunks_.size()), counts, [&](std::int64_t c, Counts& mine) {
-        for (const auto& candidate : parts_[static_cast<std::size_t>(c)].found()) ++mine.of[bins.of(candidate.key)];
+  }
+
+  // Few enough keys to put them all in one place.
+  void sort_out_all(std::int64_t count) {
+    std::vector<Key> keys;
+    keys.reserve(static_cast<std::size_t>(size_));
+    for (const Chunk& chunk : chunks_)
+      for_tiles(chunk, tile_size, [&](std::int64_t row, std::int64_t col, std::int64_t n) {
+        Scratch<T>& s = scratch_[0];
+        keys_of(items_[static_cast<std::size_t>(chunk.tensor)], row, col, n, nan_, s, s.keys);
+        keys.insert(keys.end(), s.keys, s.keys + n);
       });
-      keep_best(rank, bins, total_of(counts));
-    }
-    add_counts();
+    std::nth_element(keys.begin(), keys.begin() + (count - 1), keys.end(), std::greater<Key>());
+    last_key_ = keys[static_cast<std::size_t>(count - 1)];
+    keep_tied_keys(last_key_, count);
   }
 
   // --- one pass -----------------------------------------------------------------------------------------------------
   //
   // A sample brackets the k-th score. One stream over the inputs then sets the bits above the bracket and collects what
   // lies in it. The stream's own first part is a far larger sample: after it the bracket is drawn again, much tighter.
-  // A bracket that turns out not to hold the k-th score is noticed by the counts, and false returned.
+  // A bracket that turns out not to hold the k-th score is noticed by the counts. That, or too many scores in it, calls
+  // for a larger sample, which also tells whether many of them are equal: these are only counted. If that does not help
+  // either, false is returned.
 
   bool one_pass(std::int64_t count) {
-    Bracket<T> first;
-    bool crowded = false;
-    if (!sample(static_cast<double>(count) / static_cast<double>(allowed()), first, crowded)) return false;
-    if (first.low == first.high) return mark_ties(first.low, count);
-    if (crowded) return mark_ties(first.high, count) || mark_ties(first.low, count);
-    std::atomic<std::int64_t> room{small_size + size_ * 24 / 100 / static_cast<std::int64_t>(sizeof(Candidate<Key>))};
-    clear();
-    const Bins bins(first.low, first.high);
+    constexpr std::int64_t few = 256, many = 4096;
+    const auto parts = stages();
+    const bool small = chunks_.size() < 16, single = parts.size() == 1;  // one stage has to do with the first bracket
+    const double share = static_cast<double>(count) / static_cast<double>(allowed());
+    for (std::int64_t runs = single && !small ? many : few;; runs = many) {
+      Bracket<T> bracket;
+      std::vector<Key> tied;
+      clear();
+      if (!sample(share, runs, bracket, tied)) return false;
+      if (!tied.empty() && (single || runs == many || bracket.low == bracket.high)) {
+        if (std::any_of(tied.begin(), tied.end(), [&](Key key) { return mark_ties(key, count); })) return true;
+      } else if (select_within(bracket, count, parts)) {
+        return true;
+      }
+      if (small || runs == many) return false;
+    }
+  }
+
+  // How many candidates there may be at a time: scratch beside the mask is to be at most 3 % of 8 bytes an element, and
+  // of these the buffers of two threads take their share. Never fewer than the bracket of a small input holds.
+  std::int64_t most_candidates() const {
+    constexpr std::int64_t buffers = 4 * chunk_size * static_cast<std::int64_t>(sizeof(T) + 4);
+    return std::max(4 * small_size, (size_ * 24 / 100 - buffers) / static_cast<std::int64_t>(sizeof(Candidate<Key>)));
+  }
+
+  // Streams over the chunks, stage by stage; false if the k-th score lies outside the bracket, or too many lie in it.
+  bool select_within(Bracket<T> bracket, std::int64_t count, const std::vector<std::vector<std::size_t>>& stages) {
+    const Bins bins(bracket.low, bracket.high);
     PerWorker<Counts> counts;
-    Bracket<T> last = first;
+    std::atomic<std::int64_t> room{most_candidates()};
     std::vector<std::size_t> streamed;
-    for (const auto& stage : stages()) {
-      if (!streamed.empty())
-        last = tighten(streamed, bins, total_of(counts), last, static_cast<double>(count) / static_cast<double>(size_));
-      if (!stream(stage, last, bins, counts, room)) return false;
+    clear();
+    for (const auto& stage : stages) {
+      if (!streamed.empty()) {
+        const std::vector<std::int64_t> open = total_of(counts);
+        bracket = tighten(streamed, bins, open, bracket, static_cast<double>(count) / static_cast<double>(size_));
+        const auto begin = open.begin() + static_cast<std::ptrdiff_t>(bins.of(bracket.low));
+        const auto end = open.begin() + static_cast<std::ptrdiff_t>(bins.of(bracket.high)) + 1;
+        const auto inside = static_cast<double>(std::accumulate(begin, end, std::int64_t{0}));
+        const auto n = static_cast<double>(elements(streamed));
+        if (inside / n * (static_cast<double>(size_) - n) > static_cast<double>(room.load())) return false;
+      }
+      if (!stream(stage, bracket, bins, counts, room)) return false;
       streamed.insert(streamed.end(), stage.begin(), stage.end());
     }
     const std::vector<std::int64_t> open = total_of(counts);
     const std::int64_t rank = count - sum(&Part::kept);
     if (rank < (needs_key_ ? 1 : 0) || rank > std::accumulate(open.begin(), open.end(), std::int64_t{0})) return false;
-    if (rank == 0 && highest_candidate() > last.high) return false;
+    if (rank == 0 && highest_candidate() > bracket.high) return false;
     if (rank > 0) {
       const Key limit = keep_best(rank, bins, open);
-      if (limit < last.low || limit > last.high) return false;
+      if (limit < bracket.low || limit > bracket.high) return false;
     }
     add_counts();
     return true;
@@ -262,12 +293,13 @@ class Engine {
     return n;
   }
 
-  // The bracket of the best `share` of the scores, from short runs at a fixed stride. `crowded`: so many scores equal
-  // one of its ends that the k-th is probably one of them, and a list of candidates would be too long.
-  bool sample(double share, Bracket<T>& bracket, bool& crowded) {
-    constexpr std::int64_t runs = 256;
+  // The bracket of the best `share` of the scores, from short runs at a fixed stride; false when they say too little.
+  // `tied`: keys in it that so many scores have that they alone would take a quarter of the room for candidates, the
+  // likeliest to be the k-th first.
+  bool sample(double share, std::int64_t runs, Bracket<T>& bracket, std::vector<Key>& tied) {
     const std::int64_t stride = size_ / runs;
     Drawn<Key> drawn;
+    drawn.keys.reserve(static_cast<std::size_t>(16 * runs));
     const auto for_runs = [&](auto&& f) {
       for (std::int64_t i = 0; i < runs; ++i) {
         const std::int64_t index = items_[0].base + i * stride + stride / 2;
@@ -281,9 +313,13 @@ class Engine {
       draw_run(item, row, col, nan_.rank, scratch_[0], drawn);
     });
     if (!draw_bracket(drawn, share, bracket)) return false;
-    const auto tied = std::count_if(drawn.keys.begin(), drawn.keys.end(),
-                                    [&](Key k) { return k == bracket.low || k == bracket.high; });
-    crowded = tied > static_cast<std::ptrdiff_t>(drawn.keys.size() / 16);
+    const auto many = static_cast<double>(most_candidates()) / static_cast<double>(4 * size_);
+    for (const Key key : {bracket.center, bracket.high, bracket.low}) {
+      const auto equal = static_cast<double>(std::count(drawn.keys.begin(), drawn.keys.end(), key));
+      if (equal > many * static_cast<double>(drawn.keys.size()) &&
+          std::find(tied.begin(), tied.end(), key) == tied.end())
+        tied.push_back(key);
+    }
     return true;
   }
 
@@ -298,7 +334,6 @@ class Engine {
       if (room.load(std::memory_order_relaxed) < 0) return;
       const std::int64_t open = stream_chunk(c, high, low, s, true);
       Candidate<Key>* found = s.found.room(static_cast<std::size_t>(open));
-      s.found.take(static_cast<std::size_t>(open));
       parts_[c].first = found;
       parts_[c].count = static_cast<std::size_t>(open);
       for (std::int64_t first = 0; first < open; first += tile_size) {
@@ -343,18 +378,15 @@ class Engine {
   // those above the bracket, of earlier stages, stand beside the ones that later stages have kept.
   Bracket<T> tighten(const std::vector<std::size_t>& streamed, const Bins& bins, const std::vector<std::int64_t>& open,
                      Bracket<T> bracket, double share) const {
-    std::int64_t above = 0, n = 0;
-    for (const std::size_t c : streamed) {
-      above += parts_[c].kept;
-      n += chunk_elements(chunks_[c]);
-    }
+    std::int64_t above = 0;
+    for (const std::size_t c : streamed) above += parts_[c].kept;
     const std::int64_t all = std::accumulate(open.begin(), open.end(), std::int64_t{0});
     const auto bin_at = [&](std::int64_t rank) {  // of the rank-th best candidate
       std::size_t bin = bins.count - 1;
       for (; bin > 0 && rank >= open[bin]; --bin) rank -= open[bin];
       return bin;
     };
-    const double middle = share * static_cast<double>(n);
+    const double middle = share * static_cast<double>(elements(streamed));
     const std::int64_t rank = static_cast<std::int64_t>(middle) - above;
     if (rank < 0 || rank >= all) return bracket;
     const Key center = bins.first(bin_at(rank));
@@ -364,7 +396,7 @@ class Engine {
       counts.push_back(parts_[c].kept +
                        std::count_if(found.begin(), found.end(), [&](const auto& x) { return x.key >= center; }));
     }
-    const Ranks ranks(middle, std::max(static_cast<double>(n) * share * (1 - share), systematic_variance(counts)));
+    const Ranks ranks(middle, std::max(middle * (1 - share), systematic_variance(counts)));
     if (ranks.low - above < all) bracket.low = std::max(bracket.low, bins.first(bin_at(ranks.low - above)));
     if (ranks.high - above >= 0) bracket.high = std::min(bracket.high, bins.last(bin_at(ranks.high - above)));
     return bracket;
@@ -390,32 +422,53 @@ class Engine {
     return std::min(scratch_.workers(), other.workers());
   }
 
+  // Counts the candidates that lie in the bins.
+  std::vector<std::int64_t> count_candidates(const Bins& bins, Key low, Key high) {
+    PerWorker<Counts> counts;
+    parallel_for(static_cast<std::int64_t>(chunks_.size()), counts, [&](std::int64_t c, Counts& mine) {
+      for (const auto& candidate : parts_[static_cast<std::size_t>(c)].found())
+        if (candidate.key >= low && candidate.key <= high) ++mine.of[bins.of(candidate.key)];
+    });
+    return total_of(counts);
+  }
+
   // Sets the bits of the best `rank` candidates, rank >= 1, which `open` counts by bin; -> the key of the last one. The
-  // candidates in the bins above its own are set at once, and only the members of that bin put in order.
-  Key keep_best(std::int64_t rank, const Bins& bins, const std::vector<std::int64_t>& open) {
-    std::size_t bin = open.size() - 1;
-    for (; bin > 0 && rank > open[bin]; --bin) rank -= open[bin];
-    if (rank > open[bin]) throw_changed();
+  // candidates above its bin are set at once, and only the members of that bin put in order. A bin of too many to be
+  // copied is divided again, down to one of equals.
+  Key keep_best(std::int64_t rank, Bins bins, std::vector<std::int64_t> open) {
+    std::size_t bin;
+    for (;;) {
+      for (bin = open.size() - 1; bin > 0 && rank > open[bin]; --bin) rank -= open[bin];
+      if (rank > open[bin]) throw_changed();
+      if (open[bin] <= small_size || bins.first(bin) == bins.last(bin)) break;
+      const Key low = bins.first(bin), high = bins.last(bin);
+      bins = Bins(low, high);
+      open = count_candidates(bins, low, high);
+    }
+    const Key low = bins.first(bin), high = bins.last(bin);
     std::vector<std::vector<Candidate<Key>>> members(chunks_.size());
     parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
       set_bits(c, parts_[c].found(), [&](const Candidate<Key>& candidate) {
-        const std::size_t own = bins.of(candidate.key);
-        if (own == bin) members[c].push_back(candidate);
-        return own > bin;
+        if (low != high && candidate.key >= low && candidate.key <= high) members[c].push_back(candidate);
+        return candidate.key > high;
       });
     });
-    std::vector<Key> keys;
-    keys.reserve(static_cast<std::size_t>(open[bin]));
-    for (const auto& part : members)
-      for (const auto& member : part) keys.push_back(member.key);
-    std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key>());
-    last_key_ = keys[static_cast<std::size_t>(rank - 1)];
-    std::int64_t ties = std::count(keys.begin(), keys.begin() + rank, last_key_);
+    last_key_ = low;
+    std::int64_t ties = rank;
+    if (low != high) {
+      std::vector<Key> keys;
+      for (const auto& part : members)
+        for (const auto& member : part) keys.push_back(member.key);
+      std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key>());
+      last_key_ = keys[static_cast<std::size_t>(rank - 1)];
+      ties = std::count(keys.begin(), keys.begin() + rank, last_key_);
+    }
     for (std::size_t c = 0; c < members.size(); ++c)  // in flat order: ties are kept from the lowest index on
-      set_bits(c, members[c], [&](const Candidate<Key>& member) {
-        return member.key > last_key_ || (member.key == last_key_ && ties-- > 0);
-      });
+      set_bits(c, low != high ? std::span<const Candidate<Key>>(members[c]) : parts_[c].found(),
+               [&](const Candidate<Key>& member) {
+                 return (member.key > last_key_ && low != high) || (member.key == last_key_ && ties-- > 0);
+               });
     return last_key_;
   }
 
@@ -444,8 +497,11 @@ class Engine {
     return static_cast<std::uint32_t>((row - chunk.row_begin) * (chunk.col_end - chunk.col_begin) + col -
                                       chunk.col_begin);
   }
-  static std::int64_t chunk_elements(const Chunk& chunk) {
-    return (chunk.row_end - chunk.row_begin) * (chunk.col_end - chunk.col_begin);
+  std::int64_t elements(const std::vector<std::size_t>& which) const {
+    std::int64_t n = 0;
+    for (const std::size_t c : which)
+      n += (chunks_[c].row_end - chunks_[c].row_begin) * (chunks_[c].col_end - chunks_[c].col_begin);
+    return n;
   }
   const Item& item_at(std::int64_t index) const {
     return *(std::upper_bound(items_.begin(), items_.end(), index,
@@ -456,6 +512,7 @@ class Engine {
   // --- the other ways -----------------------------------------------------------------------------------------------
 
   void two_passes(std::int64_t count) {
+    clear();
     std::int64_t rank = count;  // of the last key to keep, among those that match `prefix`
     Unsigned prefix = 0;
     for (int shift = static_cast<int>(sizeof(Key)) * 8 - 16;; shift -= 16) {
@@ -465,23 +522,30 @@ class Engine {
         rank -= static_cast<std::int64_t>(bins[bin]);
       if (static_cast<std::uint64_t>(rank) > bins[bin]) throw_changed();
       prefix = static_cast<Unsigned>(prefix << 16 | static_cast<Unsigned>(bin));
-      clear();
       if (shift == 0) {
         if (!mark_ties(signed_key(prefix), count)) throw_changed();
         return;
       }
-      if (bins[bin] <= static_cast<std::uint64_t>(small_size + size_ / 64)) {
-        const auto low = static_cast<Unsigned>(prefix << shift), width = static_cast<Unsigned>(Unsigned{1} << shift);
-        return mark(signed_key(static_cast<Unsigned>(low + width - 1)), std::max(signed_key(low), lowest), rank);
-      }
+      const auto low = static_cast<Unsigned>(prefix << shift), width = static_cast<Unsigned>(Unsigned{1} << shift);
+      const Bracket<T> numbers;
+      const Bracket<T> within{std::max(signed_key(low), numbers.low),
+                              std::min(signed_key(static_cast<Unsigned>(low + width - 1)), numbers.high)};
+      if (within.low > within.high || bins[bin] > static_cast<std::uint64_t>(most_candidates())) continue;
+      std::vector<std::size_t> all(chunks_.size());
+      std::iota(all.begin(), all.end(), std::size_t{0});
+      if (!select_within(within, count, {all})) throw_changed();
+      return;
     }
   }
 
   // Keeps all keys above `key` and the first of those equal to it; false unless the k-th key is this one.
   bool mark_ties(Key key, std::int64_t count) {
-    if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) return mark_tied_nan(key, count);
     clear();
     last_key_ = key;
+    if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) {  // a NaN's
+      keep_tied_keys(key, count);
+      return true;
+    }
     stream_equal(score_of<T>(key));
     std::int64_t rank = count - sum(&Part::kept);
     if (rank < (needs_key_ ? 1 : 0) || rank > sum(&Part::equal)) return false;
@@ -519,20 +583,14 @@ class Engine {
     });
   }
 
-  // The k-th key is a NaN's: counted by keys, which the stream kernel does not make.
-  bool mark_tied_nan(Key key, std::int64_t count) {
+  // The same, certain that it is.
+  void keep_tied_keys(Key key, std::int64_t count) {
     clear();
-    for_key_tiles(
-        [&](std::size_t c, const Item& item, std::int64_t row, std::int64_t col, std::int64_t n, Scratch<T>& s) {
-          std::int64_t open = 0;
-          parts_[c].kept += kernels<T>().mark(s.keys, n, key, key, item.mask + item.byte(row, col), s.open, &open);
-          parts_[c].equal += open;
-        });
+    mark_keys(key);
     const std::int64_t rank = count - sum(&Part::kept);
     if (rank < 0 || rank > sum(&Part::equal)) throw_changed();
     fill_ties(key, rank);
     add_counts();
-    return true;
   }
 
   void add_counts() {

@@ -9,7 +9,9 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "ops/topk.hpp"
@@ -23,28 +25,32 @@ struct Candidate {
   std::uint32_t at;
 };
 
-// A list that grows by blocks: nothing is copied, and no more is held than was asked for.
+// A list that grows by blocks: nothing is copied, and hardly more is held than was asked for.
 template <class Key>
 class CandidateList {
  public:
-  // Room for n <= chunk_size candidates side by side, behind those that were taken.
+  // Room for n <= chunk_size candidates side by side.
   Candidate<Key>* room(std::size_t n) {
-    if (blocks_.empty() || used_ + n > block) {
-      blocks_.push_back(std::make_unique_for_overwrite<Candidate<Key>[]>(block));
-      used_ = 0;
+    if (n > left_) {
+      const bool many = n > block / 8;  // a block of their own leaves no gap
+      blocks_.push_back(std::make_unique_for_overwrite<Candidate<Key>[]>(many ? n : block));
+      if (many) return blocks_.back().get();
+      next_ = blocks_.back().get();
+      left_ = block;
     }
-    return blocks_.back().get() + used_;
+    left_ -= n;
+    return std::exchange(next_, next_ + n);
   }
-  void take(std::size_t n) { used_ += n; }
   void clear() {
     blocks_.clear();
-    used_ = 0;
+    left_ = 0;
   }
 
  private:
-  static constexpr std::size_t block = 2 * chunk_size;
+  static constexpr std::size_t block = chunk_size / 2;
   std::vector<std::unique_ptr<Candidate<Key>[]>> blocks_;
-  std::size_t used_ = 0;  // of the last block
+  Candidate<Key>* next_ = nullptr;
+  std::size_t left_ = 0;
 };
 
 template <class T>
@@ -139,12 +145,13 @@ class KeyBins {
   int shift_;
 };
 
-// Between these two keys the last one to keep is expected; both are numbers.
+// Between the keys `low` and `high` the last one to keep is expected, and about at `center`; all are numbers.
 template <class T>
 struct Bracket {
   using Key = typename KeyOf<T>::type;
   Key low = key_of(-std::numeric_limits<T>::infinity());
   Key high = key_of(std::numeric_limits<T>::infinity());
+  Key center = 0;
 };
 
 // Ranks of a bracket around rank `middle`, 4 standard deviations to each side.
@@ -195,12 +202,14 @@ bool draw_bracket(Drawn<Key>& drawn, double share, Bracket<T>& bracket) {
   const auto at = [&](std::int64_t rank) { return keys.begin() + std::clamp<std::int64_t>(rank, 0, n - 1); };
   const auto center = at(static_cast<std::int64_t>(middle));
   std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
-  std::vector<std::int64_t> counts;
-  for (std::size_t i = 0, begin = 0; i < drawn.ends.size(); begin = drawn.ends[i++])
-    counts.push_back(std::count_if(drawn.keys.begin() + static_cast<std::ptrdiff_t>(begin),
-                                   drawn.keys.begin() + static_cast<std::ptrdiff_t>(drawn.ends[i]),
-                                   [&](Key k) { return k >= *center; }));
-  const Ranks ranks(middle, systematic_variance(counts));
+  bracket.center = *center;
+  std::vector<std::int64_t> from, above;  // of equal scores either border may be the one that matters
+  for (std::size_t i = 0, begin = 0; i < drawn.ends.size(); begin = drawn.ends[i++]) {
+    const auto run = std::span(drawn.keys).subspan(begin, drawn.ends[i] - begin);
+    from.push_back(std::count_if(run.begin(), run.end(), [&](Key k) { return k >= bracket.center; }));
+    above.push_back(std::count_if(run.begin(), run.end(), [&](Key k) { return k > bracket.center; }));
+  }
+  const Ranks ranks(middle, std::max(systematic_variance(from), systematic_variance(above)));
   if (ranks.low < n) {
     std::nth_element(center, at(ranks.low), keys.end(), std::greater<Key>());
     bracket.low = std::max(bracket.low, *at(ranks.low));
