@@ -202,40 +202,48 @@ class Call {
     if (how_.min_density == 0) return keep_top(items_, count, nan());
 
     const std::int64_t total = count;
-    std::vector<std::vector<std::uint8_t>> floors(items_.size()), rest(items_.size());
+    std::vector<std::vector<std::uint8_t>> rest(items_.size());
     std::vector<std::int64_t> taken(items_.size());
     for (std::size_t i = 0; i < items_.size(); ++i) {
       Item& item = items_[i];
-      const auto bytes = static_cast<std::size_t>(item.rows() * row_bytes(item.cols()));
       const std::int64_t least = kept_count(item.size(), 1 - how_.min_density);
       need(least, item.allowed(), where(tensors_[i]));
       taken[i] = least;
       count -= least;
-      floors[i].resize(bytes);
-      rest[i].resize(bytes);
     }
     if (count < 0)
       value_error(format("%s: min_density must fit into the total count %lld, got %s, which needs %lld", function_,
                          ll(total), text(how_.min_density).c_str(), ll(total - count)));
     for (std::size_t i = 0; i < items_.size(); ++i) {
       std::vector<Item> one{items_[i]};
-      one[0].mask = floors[i].data();
       keep_top(one, taken[i], nan());
     }
     std::vector<Item> left = items_;
     for (std::size_t i = 0; i < left.size(); ++i) {
-      for (std::size_t b = 0; b < rest[i].size(); ++b) {
-        const unsigned prior = left[i].prior != nullptr ? left[i].prior[b] : 0xFFu;
-        rest[i][b] = static_cast<std::uint8_t>(prior & ~unsigned{floors[i][b]});
-      }
+      rest[i].reserve(static_cast<std::size_t>(left[i].rows() * row_bytes(left[i].cols())));
+      for_allowed(items_[i], [&](std::uint8_t& mask, unsigned may) {
+        rest[i].push_back(static_cast<std::uint8_t>(may & ~unsigned{mask}));
+      });
       left[i].prior = rest[i].data();
     }
     keep_top(left, count, nan());
-    for (std::size_t i = 0; i < items_.size(); ++i) {
-      for (std::size_t b = 0; b < floors[i].size(); ++b)
-        items_[i].mask[b] = static_cast<std::uint8_t>(items_[i].mask[b] | floors[i][b]);
+    for (std::size_t i = 0; i < items_.size(); ++i) {  // and the floors again, which that has overwritten
+      auto other = rest[i].begin();
+      for_allowed(items_[i], [&](std::uint8_t& mask, unsigned may) {
+        mask = static_cast<std::uint8_t>(mask | (may & ~unsigned{*other++}));
+      });
       items_[i].nnz = left[i].nnz + taken[i];
     }
+  }
+
+  // f(byte of the mask, those of its bits that may be set) for all bytes.
+  template <class F>
+  static void for_allowed(const Item& item, F&& f) {
+    const std::int64_t bytes = row_bytes(item.cols());
+    const unsigned last = 0xFFu >> (8 * bytes - item.cols());
+    for (std::int64_t i = 0, row = 0; row < item.rows(); ++row)
+      for (std::int64_t b = 0; b < bytes; ++b, ++i)
+        f(item.mask[i], item.prior != nullptr ? item.prior[i] : b + 1 < bytes ? 0xFFu : last);
   }
 
   // Tells the first NaN in mapping order. A structured unit is NaN as a whole: its elements are read again to find it.
