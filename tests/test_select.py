@@ -128,10 +128,21 @@ def test_nan_ranks_last_or_first(dtype: type, nan: str, share: float) -> None:
                     {"threshold": 0.25}, {"sparsity": 1.0}, {"sparsity": 0.0}):  # fmt: skip
         got = gs.topk_mask(a, nan=nan, **options).to_dense()
         assert_same_bits(got, reference.topk_mask(a, nan=nan, **options), str(options))
-    units = np.where(np.isinf(a), 0, a)
     for options in ({"pattern": "row", "sparsity": 0.3}, {"pattern": "block:2x4", "sparsity": 0.6}):
-        got = gs.topk_mask(units, nan=nan, **options).to_dense()
-        assert_same_bits(got, reference.topk_mask(units, nan=nan, **options), str(options))
+        got = gs.topk_mask(a, nan=nan, **options).to_dense()
+        assert_same_bits(got, reference.topk_mask(a, nan=nan, **options), str(options))
+
+
+@pytest.mark.parametrize("pattern", ["row", "col", "block:2x2"])
+def test_a_unit_of_infinities_of_both_signs_has_no_sum(pattern: str) -> None:
+    a = np.arange(16, dtype=np.float32).reshape(4, 4)
+    a[0, 0], a[0, 1], a[1, 0] = np.inf, -np.inf, -np.inf
+    for select in (gs.topk_mask, reference.topk_mask):
+        with pytest.raises(ValueError, match="must have a sum"):
+            select(a, pattern=pattern, nnz=1)
+    for nan in ("prune", "keep"):
+        got = gs.topk_mask(a, pattern=pattern, nnz=1, nan=nan)
+        assert_same_bits(got.to_dense(), reference.topk_mask(a, pattern=pattern, nnz=1, nan=nan), nan)
 
 
 def test_nan_below_minus_infinity_and_above_infinity() -> None:

@@ -313,7 +313,8 @@ def topk_mask(
     - ``group``: tensor, row (a row of units), global (all arrays together, in the order of the mapping).
     - ``min_density``: with global, a floor for each array, taken first, inside the same total.
     - ``prior``: masks; a unit may be kept only where the prior keeps all its elements.
-    - ``nan``: raise, prune (rank below -inf, kept only when nothing else is left), keep (above +inf).
+    - ``nan``, of a score or of a unit's sum (inf - inf): raise, prune (rank below -inf, kept only when nothing else is
+      left), keep (above +inf).
     - ``score_units``: what the units are ranked by, for :func:`prune`.
     """
     named = _named(scores)
@@ -335,7 +336,10 @@ def topk_mask(
         groups = unit_rows * unit_cols // size if size else 1
         free = np.ones(s.shape, dtype=bool) if prior is None else _named(prior)[name]
         ok = as_matrix(free).reshape(unit_rows, r, unit_cols, c).all(axis=(1, 3))
-        sets.append((score_units(s, pattern).reshape(groups, size), ok.reshape(groups, size)))
+        units = score_units(s, pattern)
+        if nan == "raise" and np.isnan(units).any():
+            raise ValueError(f"topk_mask: the scores of a unit must have a sum, got inf - inf in {name!r}")
+        sets.append((units.reshape(groups, size), ok.reshape(groups, size)))
 
     def count(size: int) -> int:
         if window:

@@ -97,7 +97,8 @@ def topk_mask(
     group : what competes: ``"tensor"``, ``"row"`` or ``"global"`` (all tensors of the mapping together).
     min_density : for ``"global"``: this share of every tensor is kept first, inside the same total.
     prior : only positions that it keeps may be kept (rows, columns, blocks: if it keeps them whole).
-    nan : ``"raise"``, ``"prune"`` (NaN ranks below all numbers) or ``"keep"`` (above).
+    nan : ``"raise"``, ``"prune"`` (NaN ranks below all numbers) or ``"keep"`` (above). The sum of a unit that holds
+        infinities of both signs is NaN.
 
     Returns
     -------
@@ -108,8 +109,8 @@ def topk_mask(
     TypeError
         A dtype or kind that is not supported.
     ValueError
-        A NaN score (with its tensor and flat index), a size that the pattern does not divide, more to keep than there
-        is or than ``prior`` leaves, contradicting counts.
+        A NaN score (with its tensor and flat index) or sum, a size that the pattern does not divide, more to keep than
+        there is or than ``prior`` leaves, contradicting counts.
 
     Examples
     --------
