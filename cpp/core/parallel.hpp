@@ -46,7 +46,8 @@ void parallel_for(std::int64_t n, int workers, F&& f) {
 
 }  // namespace detail
 
-// One lazily made T per worker of the parallel_for that it is given to.
+// One lazily made T per worker of the parallel_for that it is given to. Arrays in it are not filled with zeros: for a
+// small tensor that would take longer than the work.
 template <class T>
 class PerWorker {
  public:
@@ -54,7 +55,7 @@ class PerWorker {
   int workers() const { return static_cast<int>(slots_.size()); }
   T& operator[](int worker) {
     auto& slot = slots_[static_cast<std::size_t>(worker)].value;
-    if (!slot) slot = std::make_unique<T>();
+    if (!slot) slot = std::make_unique_for_overwrite<T>();
     return *slot;
   }
   template <class F>

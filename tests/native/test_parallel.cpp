@@ -241,9 +241,9 @@ TEST(the_number_of_threads_changes_while_others_run) {
   for (int t = 0; t < 3; ++t)
     callers.emplace_back([&] {
       while (!stop) {
-        PerWorker<int> scratch;
+        PerWorker<std::atomic<int>> scratch;
         std::atomic<int> count{0};
-        parallel_for(20, scratch, [&](std::int64_t, int& mine) {
+        parallel_for(20, scratch, [&](std::int64_t, std::atomic<int>& mine) {
           ++mine;
           ++count;
         });
