@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeAlias
@@ -131,6 +132,8 @@ def partner(value: Any, names: dict[str, Array], params: Any, function: str, arg
 
 
 def require_number(x: object, function: str, argument: str) -> float:
+    if type(x) is float:  # the usual case, for which asking Real takes longer than all the rest
+        return x
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{function}: {argument} must be a number, got {x!r}")
     try:
@@ -166,5 +169,5 @@ def shape_of(x: Array, function: str, argument: str, name: str) -> tuple[int, ..
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """[shape[0], rest]; a vector is one row."""
     if len(shape) < 2:
-        return 1, int(np.prod(shape, dtype=object))
-    return int(shape[0]), int(np.prod(shape[1:], dtype=object))
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
