@@ -163,9 +163,9 @@ class Rows {
     std::int64_t quota = 0;
     if (count_ > 0) {
       s.sorted.assign(s.keys_of_row.begin(), s.keys_of_row.begin() + item_.cols());
-      std::nth_element(s.sorted.begin(), s.sorted.begin() + (count_ - 1), s.sorted.end(), std::greater<Key>());
-      threshold = s.sorted[static_cast<std::size_t>(count_ - 1)];
-      quota = std::count(s.sorted.begin(), s.sorted.begin() + count_, threshold);
+      threshold = kth_highest(s.sorted, count_);
+      quota = count_ - std::count_if(s.keys_of_row.begin(), s.keys_of_row.begin() + item_.cols(),
+                                     [&](Key key) { return key > threshold; });
     }
     kernels<T>().mark_ties(s.keys_of_row.data(), item_.cols(), threshold, &quota, mask(row));
   }

@@ -145,6 +145,25 @@ class KeyBins {
   int shift_;
 };
 
+// The rank-th highest of the keys, rank >= 1; only keys near it are left in the vector. Bins first: nth_element alone
+// takes three times as long for 1000 random keys.
+template <class Key>
+Key kth_highest(std::vector<Key>& keys, std::int64_t rank) {
+  if (keys.size() > 128) {
+    Key low = keys[0], high = low;
+    for (const Key key : keys) low = std::min(low, key), high = std::max(high, key);
+    const KeyBins<Key, 8> bins(low, high);
+    std::uint32_t counts[bins.count] = {};
+    for (const Key key : keys) ++counts[bins.of(key)];
+    std::size_t bin = bins.count - 1;
+    for (; rank > counts[bin]; --bin) rank -= counts[bin];
+    if (low != high) std::erase_if(keys, [&](Key key) { return bins.of(key) != bin; });
+  }
+  const auto at = keys.begin() + (rank - 1);
+  std::nth_element(keys.begin(), at, keys.end(), std::greater<Key>());
+  return *at;
+}
+
 // Between the keys `low` and `high` the last one to keep is expected, and about at `center`; all are numbers.
 template <class T>
 struct Bracket {
