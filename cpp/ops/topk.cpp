@@ -202,8 +202,7 @@ class Engine {
         keys_of(items_[static_cast<std::size_t>(chunk.tensor)], row, col, n, nan_, s, s.keys);
         keys.insert(keys.end(), s.keys, s.keys + n);
       });
-    std::nth_element(keys.begin(), keys.begin() + (count - 1), keys.end(), std::greater<Key>());
-    last_key_ = keys[static_cast<std::size_t>(count - 1)];
+    last_key_ = kth_highest(keys, count);
     keep_tied_keys(last_key_, count);
   }
 
@@ -218,9 +217,16 @@ class Engine {
   bool one_pass(std::int64_t count) {
     constexpr std::int64_t few = 256, many = 4096;
     const auto parts = stages();
-    const bool small = chunks_.size() < 16, single = parts.size() == 1;  // one stage has to do with the first bracket
-    const double share = static_cast<double>(count) / static_cast<double>(allowed());
-    for (std::int64_t runs = single && !small ? many : few;; runs = many) {
+    const bool small = chunks_.size() < 16, single = parts.size() == 1;
+    const auto free = static_cast<double>(allowed()), room = static_cast<double>(most_candidates());
+    const double share = static_cast<double>(count) / free;
+    // One stage of many chunks has to do with the first bracket: of 8 deviations, and twice that is to fit.
+    const auto candidates = [&](std::int64_t of) {
+      return 2 * free * std::sqrt(share * (1 - share) / static_cast<double>(of));
+    };
+    std::int64_t runs = few;
+    while (single && !small && runs < many && 2 * candidates(runs) > room) runs *= 4;
+    for (;; runs = many) {
       Bracket<T> bracket;
       std::vector<Key> tied;
       clear();
@@ -255,8 +261,8 @@ class Engine {
         const auto begin = open.begin() + static_cast<std::ptrdiff_t>(bins.of(bracket.low));
         const auto end = open.begin() + static_cast<std::ptrdiff_t>(bins.of(bracket.high)) + 1;
         const auto inside = static_cast<double>(std::accumulate(begin, end, std::int64_t{0}));
-        const auto n = static_cast<double>(elements(streamed));
-        if (inside / n * (static_cast<double>(size_) - n) > static_cast<double>(room.load())) return false;
+        const double share = inside / static_cast<double>(elements(streamed));
+        if (share * static_cast<double>(elements(stage)) > static_cast<double>(room.load())) return false;
       }
       if (!stream(stage, bracket, bins, counts, room)) return false;
       streamed.insert(streamed.end(), stage.begin(), stage.end());
