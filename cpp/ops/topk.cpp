@@ -452,11 +452,13 @@ class Engine {
       open = count_candidates(bins, low, high);
     }
     const Key low = bins.first(bin), high = bins.last(bin);
+    // Of members; one comparison, because two and a branch for each took a tenth of the whole call.
+    const auto width = static_cast<Unsigned>(low != high ? Unsigned(high) - Unsigned(low) + 1 : 0);
     std::vector<std::vector<Candidate<Key>>> members(chunks_.size());
     parallel_for(static_cast<std::int64_t>(chunks_.size()), [&](std::int64_t i) {
       const auto c = static_cast<std::size_t>(i);
       set_bits(c, parts_[c].found(), [&](const Candidate<Key>& candidate) {
-        if (low != high && candidate.key >= low && candidate.key <= high) members[c].push_back(candidate);
+        if (static_cast<Unsigned>(Unsigned(candidate.key) - Unsigned(low)) < width) members[c].push_back(candidate);
         return candidate.key > high;
       });
     });
