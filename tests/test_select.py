@@ -133,6 +133,21 @@ def test_nan_ranks_last_or_first(dtype: type, nan: str, share: float) -> None:
         assert_same_bits(got, reference.topk_mask(a, nan=nan, **options), str(options))
 
 
+@pytest.mark.parametrize("nan", ["prune", "keep"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_last_one_kept_is_next_to_a_crowd_of_nan(nan: str, masked: bool) -> None:
+    """A sample then says that it is one of them, wrongly half of the time."""
+    r = generator("crowd of nan", nan)
+    a = r.standard_normal(600_000).astype(np.float32)
+    a[r.random(a.size) < 0.3] = np.nan
+    free = r.random(a.size) < 0.9 if masked else np.ones(a.size, bool)
+    border = np.count_nonzero(free & (np.isnan(a) if nan == "keep" else ~np.isnan(a)))
+    for nnz in (border - 300, border - 1, border, border + 1, border + 300):
+        got = gs.topk_mask(a, nnz=nnz, nan=nan, prior=gs.Mask.from_dense(free) if masked else None)
+        expected = reference.topk_mask(a, nnz=nnz, nan=nan, prior=free if masked else None)
+        assert_same_bits(got.to_dense(), expected, str(nnz))
+
+
 @pytest.mark.parametrize("pattern", ["row", "col", "block:2x2"])
 def test_a_unit_of_infinities_of_both_signs_has_no_sum(pattern: str) -> None:
     a = np.arange(16, dtype=np.float32).reshape(4, 4)

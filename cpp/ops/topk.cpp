@@ -49,7 +49,7 @@ class Engine {
   }
 
   void keep_top(std::int64_t count) {
-    if (count == 0) return keep_tied_keys(highest, 0);
+    if (count == 0) return static_cast<void>(mark_tied_keys(highest, 0));
     if (size_ <= small_size) return sort_out_all(count);
     if (!one_pass(count)) two_passes(count);
   }
@@ -203,7 +203,7 @@ class Engine {
         keys.insert(keys.end(), s.keys, s.keys + n);
       });
     last_key_ = kth_highest(keys, count);
-    keep_tied_keys(last_key_, count);
+    if (!mark_tied_keys(last_key_, count)) throw_changed();
   }
 
   // --- one pass -----------------------------------------------------------------------------------------------------
@@ -550,10 +550,7 @@ class Engine {
   bool mark_ties(Key key, std::int64_t count) {
     clear();
     last_key_ = key;
-    if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) {  // a NaN's
-      keep_tied_keys(key, count);
-      return true;
-    }
+    if (key < Bracket<T>{}.low || key > Bracket<T>{}.high) return mark_tied_keys(key, count);  // a NaN's
     stream_equal(score_of<T>(key));
     std::int64_t rank = count - sum(&Part::kept);
     if (rank < (needs_key_ ? 1 : 0) || rank > sum(&Part::equal)) return false;
@@ -591,14 +588,15 @@ class Engine {
     });
   }
 
-  // The same, certain that it is.
-  void keep_tied_keys(Key key, std::int64_t count) {
+  // The same by keys, where NaN has a place too.
+  bool mark_tied_keys(Key key, std::int64_t count) {
     clear();
     mark_keys(key);
     const std::int64_t rank = count - sum(&Part::kept);
-    if (rank < 0 || rank > sum(&Part::equal)) throw_changed();
+    if (rank < 0 || rank > sum(&Part::equal)) return false;
     fill_ties(key, rank);
     add_counts();
+    return true;
   }
 
   void add_counts() {

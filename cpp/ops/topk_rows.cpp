@@ -56,6 +56,7 @@ class Rows {
   bool draw(std::int64_t row, RowScratch& s) {
     constexpr std::int64_t runs = 32;
     Drawn<Key> drawn;
+    drawn.keys.reserve(16 * runs);
     for (std::int64_t i = 0; i < runs; ++i)
       draw_run(item_, row, (2 * i + 1) * item_.cols() / (2 * runs), nan_.rank, s, drawn);
     Bracket<T> bracket;

@@ -9,7 +9,6 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -222,13 +221,23 @@ bool draw_bracket(Drawn<Key>& drawn, double share, Bracket<T>& bracket) {
   const auto center = at(static_cast<std::int64_t>(middle));
   std::nth_element(keys.begin(), center, keys.end(), std::greater<Key>());
   bracket.center = *center;
-  std::vector<std::int64_t> from, above;  // of equal scores either border may be the one that matters
-  for (std::size_t i = 0, begin = 0; i < drawn.ends.size(); begin = drawn.ends[i++]) {
-    const auto run = std::span(drawn.keys).subspan(begin, drawn.ends[i] - begin);
-    from.push_back(std::count_if(run.begin(), run.end(), [&](Key k) { return k >= bracket.center; }));
-    above.push_back(std::count_if(run.begin(), run.end(), [&](Key k) { return k > bracket.center; }));
-  }
-  const Ranks ranks(middle, std::max(systematic_variance(from), systematic_variance(above)));
+  std::vector<std::int64_t> counts;
+  counts.reserve(drawn.ends.size());
+  const auto variance = [&](auto&& counted) {
+    counts.clear();
+    auto run = drawn.keys.begin();
+    for (const std::size_t end : drawn.ends) {
+      const auto next = drawn.keys.begin() + static_cast<std::ptrdiff_t>(end);
+      counts.push_back(std::count_if(run, next, counted));
+      run = next;
+    }
+    return systematic_variance(counts);
+  };
+  // Of equal keys either border may be the one that matters.
+  const auto from = [key = *center](Key k) { return k >= key; };
+  const auto above = [key = *center](Key k) { return k > key; };
+  const bool tied = std::count(drawn.keys.begin(), drawn.keys.end(), *center) > 1;
+  const Ranks ranks(middle, tied ? std::max(variance(from), variance(above)) : variance(from));
   if (ranks.low < n) {
     std::nth_element(center, at(ranks.low), keys.end(), std::greater<Key>());
     bracket.low = std::max(bracket.low, *at(ranks.low));
