@@ -31,13 +31,8 @@ class Rows {
     parallel_for((item_.rows() + step - 1) / step, scratch, [&](std::int64_t c, RowScratch& s) {
       s.keys_of_row.resize(static_cast<std::size_t>(item_.cols() + 64));
       for (std::int64_t row = c * step; row < std::min(item_.rows(), (c + 1) * step); ++row) {
-        // The bracket of the row before usually holds; else a sample of this one gives it; else all keys are sorted
-        // out.
-        const bool worth_it = item_.cols() >= 1024 && count_ > 0;
-        if (worth_it && s.known && attempt(row, s)) continue;
-        s.known = false;
-        if (worth_it && draw(row, s) && attempt(row, s)) continue;
-        by_keys(row, s);
+        if (item_.cols() < 1024 || count_ == 0 || !(follow(row, s) || (draw(row, s) && attempt(row, s))))
+          by_keys(row, s);
       }
     });
   }
@@ -46,9 +41,12 @@ class Rows {
   struct RowScratch : Scratch<T> {
     std::vector<Key> keys_of_row, sorted, members;
     std::vector<Candidate<Key>> candidates;
-    bool known = false;    // whether there is a bracket to try
     bool crowded = false;  // so many scores equal an end of it that the last one to keep is probably one of them
-    T low, high;
+    bool known = false;    // whether low and high are worth trying
+    T low, high;           // the bracket
+    bool rising = false;   // whether the last bracket that held was that of a trend
+    int thresholds = 0;    // how many of these are known, of the rows before
+    T last = T{0}, previous = T{0};
   };
 
   std::uint8_t* mask(std::int64_t row) const { return item_.mask + item_.byte(row, 0); }
@@ -60,6 +58,7 @@ class Rows {
     for (std::int64_t i = 0; i < runs; ++i)
       draw_run(item_, row, (2 * i + 1) * item_.cols() / (2 * runs), nan_.rank, s, drawn);
     Bracket<T> bracket;
+    s.known = false;
     if (!draw_bracket(drawn, static_cast<double>(count_) / static_cast<double>(item_.cols()), bracket)) return false;
     s.low = score_of<T>(bracket.low);
     s.high = score_of<T>(bracket.high);
@@ -67,6 +66,34 @@ class Rows {
                                     [&](Key k) { return k == bracket.low || k == bracket.high; });
     s.crowded = tied > static_cast<std::ptrdiff_t>(drawn.keys.size() / 8);
     return true;
+  }
+
+  // Tries the bracket that the rows before have left; and where their thresholds go on rising or falling, as those of
+  // sorted data do, the place where the next one would lie.
+  bool follow(std::int64_t row, RowScratch& s) {
+    const bool rising = s.rising;
+    if ((rising && extrapolate(s) && attempt(row, s)) || (s.known && attempt(row, s))) return true;
+    s.rising = !rising && extrapolate(s) && attempt(row, s);
+    return s.rising;
+  }
+
+  // A row of sorted data reaches about as far as the thresholds of two rows are apart.
+  bool extrapolate(RowScratch& s) const {
+    s.known = false;
+    if (s.thresholds < 2) return false;
+    const T step = s.last - s.previous, center = s.last + step;
+    const T half = std::abs(step) * static_cast<T>(2 * wanted() / static_cast<double>(item_.cols()));
+    s.low = center - half;
+    s.high = center + half;
+    s.crowded = false;
+    return half > T{0} && half < std::numeric_limits<T>::max();
+  }
+
+  // Candidates that a bracket around a threshold of the past should hold: two standard deviations to either side. Rows
+  // of one distribution then miss it one time in 20; four would take three times the work each time.
+  double wanted() const {
+    const double share = static_cast<double>(count_) / static_cast<double>(item_.cols());
+    return 4 * std::sqrt(2 * static_cast<double>(item_.cols()) * share * (1 - share)) + 8;
   }
 
   bool attempt(std::int64_t row, RowScratch& s) {
@@ -145,16 +172,16 @@ class Rows {
     return limit;
   }
 
-  // The next row's bracket: around the last two thresholds, as wide as makes two standard deviations of candidates to
-  // either side. Rows of one distribution then miss it one time in 20; four would take three times the work each time.
+  // The next row's bracket: around the last two thresholds, as wide as makes `wanted` candidates.
   void aim(T threshold, std::int64_t found, RowScratch& s) const {
-    const double share = static_cast<double>(count_) / static_cast<double>(item_.cols());
-    const double wanted = 4 * std::sqrt(2 * static_cast<double>(item_.cols()) * share * (1 - share)) + 8;
-    const T half = (s.high - s.low) / 2 * static_cast<T>(std::clamp(wanted / static_cast<double>(found), 0.2, 2.0));
+    const T half = (s.high - s.low) / 2 * static_cast<T>(std::clamp(wanted() / static_cast<double>(found), 0.2, 2.0));
     const T center = s.known ? (s.low + (s.high - s.low) / 2 + threshold) / 2 : threshold;
     s.low = center - half;
     s.high = center + half;
     s.known = half > T{0} && half < std::numeric_limits<T>::max();
+    s.previous = s.last;
+    s.last = threshold;
+    ++s.thresholds;
   }
 
   void by_keys(std::int64_t row, RowScratch& s) {
