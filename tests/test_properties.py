@@ -196,7 +196,11 @@ def test_prune_is_score_select_apply(data: st.DataObject, method: str) -> None:
     stats = _stats_for(method, w, g, data)
     scores = gs.score(w, g, method=criterion, stats=stats, seed=5)
     if method != "obs":  # whose inverse is LAPACK's
-        assert_same_bits(scores, reference.score(w, g, method=criterion, stats=stats, seed=5))
+        expected = reference.score(w, g, method=criterion, stats=stats, seed=5)
+        if method in ("ria", "snip"):  # sums in twice the precision: numbers of 1e-124 beside 1 may turn a last bit
+            np.testing.assert_array_max_ulp(scores, expected, 4)
+        else:
+            assert_same_bits(scores, expected)
     assume(not np.isnan(scores).any() and _units_are_numbers(scores, options["pattern"]))
     if method == "taylor2" and options["pattern"].startswith(("row", "col", "block")):  # sums before it squares
         assume(_units_are_numbers(gs.score(w, g, method="grasp"), options["pattern"]))
