@@ -4,11 +4,16 @@
     python bench/product_targets.py [--quick] [--only GROUP ...] [--threads N] [--json FILE]
 
 Format "auto" unless a row says otherwise. The matrix is random normal, pruned by magnitude; answers are checked.
+OpenBLAS's threads go on spinning for some 20 ms after each call, on the cores that the next one needs: here they are
+told to sleep (OPENBLAS_THREAD_TIMEOUT=4), as those who mix the two should. bench_threads.py measures what it costs.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # before numpy is loaded
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any

@@ -105,10 +105,11 @@ def test_panels_keep_their_sums_in_registers(
 
 
 def test_bitmasks_are_expanded_in_registers(objects: dict[tuple[str, str], Path]) -> None:
-    kernel = body(objects, "avx512", "::spmv_bitmask<float, float, 1>")
+    kernel = body(objects, "avx512", "::spmv_bitmask<float, float, 1, true>")
     assert re.search(r"vexpandps (%zmm\d+),\1\{%k\d\}\{z\}", kernel)  # into the register it comes from
     assert not re.search(r"vexpandps [^%]*\(", kernel)
-    assert "vpermps" in body(objects, "avx2", "::spmv_bitmask<float, float, 1>")
+    assert "vpermps" in body(objects, "avx2", "::spmv_bitmask<float, float, 1, true>")
+    assert "vpshufb" in body(objects, "avx2", "::spmv_bitmask<float, gossamer::BFloat, 1, true>")
 
 
 def test_16_bit_scores_are_compared_as_integers(objects: dict[tuple[str, str], Path]) -> None:

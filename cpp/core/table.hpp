@@ -127,7 +127,7 @@ struct TypedKernels {
   using Spmv = void (*)(const std::uint8_t* mask, i64 mask_bytes, i64 cols, const i64* indptr, const void* values,
                         i64 end, i64 first, i64 last, const T* x, i64 stride, T* y);
   static constexpr int max_vectors = 4;
-  Spmv bitmask[storages][max_vectors + 1];  // [..][n]
+  Spmv bitmask[storages][2][max_vectors + 1];  // [..][whether X is finite][n]
   T (*dot)(const T* a, const T* b, i64 n);
   void (*epilogue)(T* y, i64 n, T bias, Act act);                           // y = act(y + bias)
   void (*activation_grad)(const T* z, const T* dy, T* dz, i64 n, Act act);  // dz = dy * act'(z)

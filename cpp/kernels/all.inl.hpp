@@ -52,7 +52,8 @@ constexpr void fill_shapes(TypedKernels<T>& t, int storage) {
     t.spmm[storage][0][shape] = &spmm<T, S, std::int32_t, shape * unit>;
     t.spmm[storage][1][shape] = &spmm<T, S, std::int64_t, shape * unit>;
     if constexpr (shape <= panel_shapes) t.panel[storage][shape] = &spmm_panel<typename Simd<T>::V, S, shape * unit>;
-    t.bitmask[storage][shape] = &spmv_bitmask<T, S, shape>;
+    t.bitmask[storage][0][shape] = &spmv_bitmask<T, S, shape, false>;
+    t.bitmask[storage][1][shape] = &spmv_bitmask<T, S, shape, true>;
     fill_shapes<T, S, shape + 1, unit>(t, storage);
   }
 }

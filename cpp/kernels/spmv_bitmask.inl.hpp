@@ -13,9 +13,10 @@ inline unsigned bits_of(const std::uint8_t* mask, std::int64_t col, std::int64_t
   return from[0] >> (col % 8) & ((1u << lanes) - 1);
 }
 
-// x [n][stride], zeros from `cols` up to a multiple of the lanes; y [n][last - first]. A vector of values is loaded
-// where the next ones lie, and may reach beyond them, but not beyond `end`.
-template <class T, class S, int n>
+// x [n][stride]; finite: whether all of it is, so that what is not kept may be multiplied by 0; zeros from `cols` up to
+// a multiple of the lanes; y [n][last - first]. A vector of values is loaded where the next ones lie, and may reach
+// beyond them, but not beyond `end`.
+template <class T, class S, int n, bool finite>
 void spmv_bitmask(const std::uint8_t* mask, std::int64_t mask_bytes, std::int64_t cols, const std::int64_t* indptr,
                   const void* values_, std::int64_t end, std::int64_t first, std::int64_t last, const T* x,
                   std::int64_t stride, T* y) {
@@ -31,8 +32,10 @@ void spmv_bitmask(const std::uint8_t* mask, std::int64_t mask_bytes, std::int64_
     const auto add = [&](unsigned kept, std::int64_t col, int k, const S* from) {
       const Lanes<V> lanes(kept);
       const V value = Expand<V>(lanes, from);
-      GOSSAMER_UNROLL for (int j = 0; j < n; ++j) sum[j][k] =
-          MulAddWhere(lanes, value, Load<V>(x + j * stride + col), sum[j][k]);
+      GOSSAMER_UNROLL for (int j = 0; j < n; ++j) {
+        const V other = Load<V>(x + j * stride + col);
+        sum[j][k] = finite ? MulAdd(value, other, sum[j][k]) : MulAddWhere(lanes, value, other, sum[j][k]);
+      }
     };
     std::int64_t col = 0;
     if constexpr (V::lanes > 1)

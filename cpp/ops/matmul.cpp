@@ -261,13 +261,7 @@ class BitmaskProduct {
  public:
   BitmaskProduct(const BitmaskPattern& a, DType dtype, const void* values, const Array& x, bool linear,
                  const Epilogue& epilogue, const Array& out)
-      : a_(a),
-        values_(values),
-        kernels_(kernels<T>().bitmask[static_cast<int>(storage_of(dtype))]),
-        x_(x),
-        linear_(linear),
-        epilogue_(epilogue),
-        out_(out) {}
+      : a_(a), values_(values), dtype_(dtype), x_(x), linear_(linear), epilogue_(epilogue), out_(out) {}
 
   void run() {
     const std::int64_t n = linear_ ? x_.rows() : x_.cols(), step = TypedKernels<T>::max_vectors;
@@ -281,6 +275,7 @@ class BitmaskProduct {
     for (std::int64_t first = 0; first < n; first += step) {
       const std::int64_t count = std::min(step, n - first);
       for (std::int64_t j = 0; j < count; ++j) pack(first + j, packed_.data() + j * stride_);
+      finite_ = std::all_of(packed_.begin(), packed_.begin() + count * stride_, [](T x) { return x - x == T{0}; });
       parallel_for((a_.rows + rows - 1) / rows, scratch, [&](std::int64_t chunk, std::vector<T>& y) {
         compute(first, count, chunk * rows, std::min(a_.rows, (chunk + 1) * rows), y);
       });
@@ -308,8 +303,9 @@ class BitmaskProduct {
     const auto need = static_cast<std::size_t>(rows * n + std::max(rows, n) + n);
     if (y.size() < need) y.resize(need);
     T *buffer = y.data() + rows * n, *line = buffer + std::max(rows, n);
-    kernels_[n](a_.mask, row_bytes(a_.cols), a_.cols, a_.indptr, values_, a_.indptr[a_.rows], first, last,
-                packed_.data(), stride_, y.data());
+    const auto kernel = kernels<T>().bitmask[static_cast<int>(storage_of(dtype_))][finite_][n];
+    kernel(a_.mask, row_bytes(a_.cols), a_.cols, a_.indptr, values_, a_.indptr[a_.rows], first, last, packed_.data(),
+           stride_, y.data());
     for (std::int64_t j = 0; j < n; ++j) {
       T* values = y.data() + j * rows;
       if (epilogue_.bias) add_row(*epilogue_.bias, 0, first, rows, values, buffer);
@@ -327,13 +323,14 @@ class BitmaskProduct {
 
   const BitmaskPattern& a_;
   const void* values_;
-  const typename TypedKernels<T>::Spmv* kernels_;  // by the number of columns
+  const DType dtype_;
   const Array& x_;
   const bool linear_;
   const Epilogue& epilogue_;
   const Array& out_;
   std::int64_t stride_ = 0;
-  std::vector<T> packed_;
+  std::vector<T> packed_;  // columns of X
+  bool finite_ = false;    // whether all of them are
 };
 
 void check_epilogue(const char* function, const Epilogue& e, std::int64_t features, const Array& out) {

@@ -292,35 +292,49 @@ inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
 inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
 
-// For every set of lanes: which of the packed numbers each lane takes (as floats; a double is two of them).
+// For every set of lanes: which of the packed numbers each lane takes (in floats; a double is two of them; -1: none),
+// and the same in bytes for bfloat16, whose two become the upper ones of a float.
 struct ExpandPlaces {
-  std::uint8_t of_32[256][8], of_64[16][8];
-  constexpr ExpandPlaces() : of_32{}, of_64{} {
+  std::int8_t of_32[256][8], of_64[16][8];
+  alignas(32) std::int8_t of_bfloat[256][32];
+  constexpr ExpandPlaces() : of_32{}, of_64{}, of_bfloat{} {
     for (int bits = 0; bits < 256; ++bits)
-      for (int lane = 0, next = 0; lane < 8; ++lane)
-        if ((bits >> lane & 1) != 0) of_32[bits][lane] = static_cast<std::uint8_t>(next++);
+      for (int lane = 0, next = 0; lane < 8; ++lane) {
+        const bool kept = (bits >> lane & 1) != 0;
+        of_32[bits][lane] = static_cast<std::int8_t>(kept ? next : -1);
+        of_bfloat[bits][4 * lane] = of_bfloat[bits][4 * lane + 1] = -1;
+        of_bfloat[bits][4 * lane + 2] = static_cast<std::int8_t>(kept ? 2 * next : -1);
+        of_bfloat[bits][4 * lane + 3] = static_cast<std::int8_t>(kept ? 2 * next + 1 : -1);
+        next += kept;
+      }
     for (int bits = 0; bits < 16; ++bits)
-      for (int lane = 0, next = 0; lane < 4; ++lane)
-        if ((bits >> lane & 1) != 0) {
-          of_64[bits][2 * lane] = static_cast<std::uint8_t>(next++);
-          of_64[bits][2 * lane + 1] = static_cast<std::uint8_t>(next++);
-        }
+      for (int lane = 0, next = 0; lane < 4; ++lane) {
+        const bool kept = (bits >> lane & 1) != 0;
+        of_64[bits][2 * lane] = static_cast<std::int8_t>(kept ? 2 * next : -1);
+        of_64[bits][2 * lane + 1] = static_cast<std::int8_t>(kept ? 2 * next + 1 : -1);
+        next += kept;
+      }
   }
 };
 constexpr ExpandPlaces expand_places;
-inline __m256i LoadPlaces(const std::uint8_t* places) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(places)));
-}
-inline VF32 MoveTo(Lanes<VF32> lanes, VF32 a) {
-  return {_mm256_permutevar8x32_ps(a.v, LoadPlaces(expand_places.of_32[lanes.bits]))};
-}
-inline VF64 MoveTo(Lanes<VF64> lanes, VF64 a) {
-  const __m256 moved = _mm256_permutevar8x32_ps(_mm256_castpd_ps(a.v), LoadPlaces(expand_places.of_64[lanes.bits]));
-  return {_mm256_castps_pd(moved)};
+inline __m256 MoveTo(const std::int8_t* places, __m256 a) {
+  const __m256i at = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(places)));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(a, at), _mm256_setzero_ps(), _mm256_castsi256_ps(at));
 }
 template <class V, class S>
 inline V Expand(Lanes<V> lanes, const S* p) {
-  return Keep(lanes, MoveTo(lanes, LoadAs<V>(p)));
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    const __m256d a = LoadAs<V>(p).v;
+    return {_mm256_castps_pd(MoveTo(expand_places.of_64[lanes.bits], _mm256_castpd_ps(a)))};
+  } else {
+    return {MoveTo(expand_places.of_32[lanes.bits], LoadAs<V>(p).v)};
+  }
+}
+template <>
+inline VF32 Expand<VF32, BFloat>(Lanes<VF32> lanes, const BFloat* p) {
+  const __m256i packed = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const auto* places = reinterpret_cast<const __m256i*>(expand_places.of_bfloat[lanes.bits]);
+  return {_mm256_castsi256_ps(_mm256_shuffle_epi8(packed, _mm256_load_si256(places)))};
 }
 template <class V>
 inline V MulAddWhere(Lanes<V> lanes, V a, V b, V c) {

@@ -488,6 +488,62 @@ TEST(adjustments_and_statistics_are_the_same_everywhere) {
   });
 }
 
+TEST(bitmasks_are_within_rounding_and_read_nothing_beyond) {
+  Random random(10);
+  const auto run = [&](auto zero, auto stored_zero, const Isa& isa, std::int64_t rows, std::int64_t cols) {
+    using T = decltype(zero);
+    using S = decltype(stored_zero);
+    const TypedKernels<T>& table = isa.kernels->typed(zero);
+    const Heap<std::uint8_t> mask(rows * row_bytes(cols));
+    std::fill(mask.data(), mask.data() + rows * row_bytes(cols), std::uint8_t{0});
+    const Heap<std::int64_t> indptr(rows + 1);
+    std::vector<std::int64_t> columns;
+    indptr[0] = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < cols; ++c)
+        if (random.below(2) != 0 || r % 5 == 2) {
+          columns.push_back(c);
+          set_bit(mask.data() + r * row_bytes(cols), c);
+        }
+      indptr[r + 1] = static_cast<std::int64_t>(columns.size());
+    }
+    const auto nnz = static_cast<std::int64_t>(columns.size());
+    const Heap<T> wide = drawn<T>(random, nnz, Mix::plain);
+    const Heap<S> values(nnz);
+    for (std::int64_t i = 0; i < nnz; ++i) values[i] = convert<S>(wide[i]);
+    const std::int64_t stride = (cols + table.columns - 1) / table.columns * table.columns;
+    for (int n = 1; n <= TypedKernels<T>::max_vectors; ++n)
+      for (const bool finite : {false, true}) {
+        Heap<T> x = drawn<T>(random, n * stride, Mix::plain);
+        for (int j = 0; j < n; ++j) std::fill(x.data() + j * stride + cols, x.data() + (j + 1) * stride, T{0});
+        const Heap<T> y(n * rows);
+        table.bitmask[static_cast<int>(storage_of(dtype_of<S>))][finite][n](
+            mask.data(), row_bytes(cols), cols, indptr.data(), values.data(), nnz, 0, rows, x.data(), stride, y.data());
+        for (std::int64_t r = 0; r < rows; ++r)
+          for (int j = 0; j < n; ++j) {
+            double exact = 0, magnitude = 0;
+            for (std::int64_t i = indptr[r]; i < indptr[r + 1]; ++i) {
+              const double product = static_cast<double>(convert<T>(values[i])) *
+                                     static_cast<double>(x[j * stride + columns[static_cast<std::size_t>(i)]]);
+              exact += product;
+              magnitude += std::abs(product);
+            }
+            CHECK(close(y[j * rows + r], exact, magnitude), "bitmask %s n=%d cols=%lld", isa.name, n, ll(cols));
+          }
+      }
+  };
+  for (const Isa& isa : isas()) {
+    if (!isa.supported) continue;
+    for (const std::int64_t cols : {1, 3, 7, 8, 9, 15, 17, 63, 64, 65, 130, 700})
+      for (const std::int64_t rows : {1, 4}) {
+        run(float{}, float{}, isa, rows, cols);
+        run(float{}, Half{}, isa, rows, cols);
+        run(float{}, BFloat{}, isa, rows, cols);
+        run(double{}, double{}, isa, rows, cols);
+      }
+  }
+}
+
 TEST(panels_are_within_rounding_on_every_table) {
   Random random(9);
   const auto run = [&](auto zero, const Isa& isa, std::int64_t rows, std::int64_t cols, unsigned kept_of_16) {
