@@ -21,7 +21,7 @@ _LATER = ("n:m", "bsr")
 # The densities are where the formats meet each other and OpenBLAS's dense product (`python bench/product_targets.py`).
 FEW = 4
 CSR_UP_TO = 0.06
-DENSE_ABOVE = 0.7
+DENSE_ABOVE = 0.55
 
 
 def index_dtype(cols: int) -> type[np.signedinteger[Any]]:
