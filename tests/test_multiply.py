@@ -400,3 +400,28 @@ def test_sparse_linear_pickles_and_copies() -> None:
     layer = gs.SparseLinear(gs.SparseMatrix.from_dense(w, format="csr"), b, "gelu")
     for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
         assert_same_bits(other(x), layer(x))
+
+
+def test_long_rows_keep_their_digits() -> None:
+    """One chain of additions as long as the row would miss by 1e-4."""
+    r = generator("long rows")
+    w, x = r.random((2, 300_000), np.float32), r.random((300_000, 3), np.float32)
+    for form in ("csr", "panel", "bitmask"):
+        y = gs.matmul(gs.SparseMatrix.from_dense(w, format=form), x)
+        assert_close(y, w.astype(np.float64) @ x.astype(np.float64), w @ x, np.float32)
+
+
+@pytest.mark.parametrize("form", ["csr", "panel", "bitmask"])
+def test_rounded_once(form: str) -> None:
+    """From float64 to 16 bits: not over float32, which would round a number just above the middle down."""
+    for dtype, bits in ((np.float16, 11), (ml_dtypes.bfloat16, 8)):
+        w = np.array([[1 + 2.0**-bits + 2.0**-40], [-1 - 2.0**-bits - 2.0**-40], [1 + 2.0**-bits], [np.inf], [1e300]])
+        y = gs.matmul(gs.SparseMatrix.from_dense(w, format=form), np.ones((1, 1), dtype)).astype(np.float64)
+        assert y.ravel().tolist() == [1 + 2.0 ** (1 - bits), -1 - 2.0 ** (1 - bits), 1.0, np.inf, np.inf]
+
+
+def test_out_is_not_the_matrix_itself() -> None:
+    values, x = np.arange(16, dtype=np.float32), np.ones((4, 2), np.float32)
+    a = gs.sddmm(x, x, gs.Mask.from_dense(np.ones((4, 4), bool)), out=values)
+    with pytest.raises(ValueError, match="matmul: out must not overlap with the values of a"):
+        gs.matmul(a, np.ones((4, 4), np.float32), out=values.reshape(4, 4))

@@ -276,6 +276,13 @@ def test_room(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts[0].complete
 
 
+def test_a_callable_may_ask() -> None:
+    selection = gs.Selection(nnz=1, method=lambda w, g, s: w * (selection.size + 1))
+    selection.update(np.array([1.0, 2.0]))
+    assert selection.threshold() == 2.0
+    assert selection.mask(np.array([1.0, 2.0]) / 3).to_dense().tolist() == [False, True]
+
+
 def test_threads() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

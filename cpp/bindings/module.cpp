@@ -365,6 +365,7 @@ void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t co
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
   const Array v = values_view(f, p, values), from = view(f, "x", x), to = writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
+  if (to.overlaps(v)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
   const Running running;
   matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
 }
@@ -399,6 +400,7 @@ void bind_matmul_panel(const std::string& function, const PanelPattern& p, const
   const Array v = stored_values(p.nnz(), "values", values, false);
   const Array from = view(f, "x", x), to = writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
+  if (to.overlaps(v)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
   const Running running;
   matmul_panel(f, p, v.dtype(), v.data(), from, linear, e, to);
 }
@@ -413,6 +415,7 @@ void bind_matmul_bitmask(const std::string& function, const py::array& mask, std
   const Array v = stored_values(p.indptr[rows], "values", values, false);
   const Array from = view(f, "x", x), to = writable_view(f, "out", out);
   const Epilogue e = make_epilogue(f, bias, activation, residual);
+  if (to.overlaps(v)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
   const Running running;
   matmul_bitmask(f, p, v.dtype(), v.data(), from, linear, e, to);
 }

@@ -93,6 +93,17 @@ inline Half narrow(float x, Half) {
   return {static_cast<std::uint16_t>(half | sign)};
 }
 
+// Towards the odd neighbour where it is not exact: rounded once more, to 16 bits, it is as if rounded once.
+inline float round_to_odd(double x) {
+  const auto near = static_cast<float>(x);
+  if (static_cast<double>(near) == x || x != x) return near;
+  auto bits = std::bit_cast<std::uint32_t>(near);
+  const double size = near < 0 ? -static_cast<double>(near) : static_cast<double>(near);
+  if (size > (x < 0 ? -x : x)) --bits;
+  return std::bit_cast<float>(bits | 1);
+}
+inline float round_to_odd(float x) { return x; }
+
 template <class To, class From>
 inline To convert(From x) {
   constexpr bool from_16 = sizeof(From) == 2, to_16 = sizeof(To) == 2;
@@ -103,7 +114,7 @@ inline To convert(From x) {
   } else if constexpr (from_16) {
     return static_cast<To>(widen(x));
   } else if constexpr (to_16) {
-    return narrow(static_cast<float>(x), To{});
+    return narrow(round_to_odd(x), To{});
   } else {
     return static_cast<To>(x);
   }

@@ -5,6 +5,10 @@ namespace {
 
 constexpr std::int64_t prefetch_ahead = 4096;  // bytes; the hardware's own prefetch stops at page borders
 
+// Columns that are summed in a run before runs are added: a chain of additions that grows with the row would lose
+// digits.
+constexpr std::int64_t sum_columns = 4096;
+
 // The bits of the next `lanes` columns, of which the row has `left`.
 template <int lanes>
 inline unsigned bits_of(const std::uint8_t* mask, std::int64_t col, std::int64_t left) {
@@ -27,8 +31,6 @@ void spmv_bitmask(const std::uint8_t* mask, std::int64_t mask_bytes, std::int64_
     const std::uint8_t* bits = mask + row * mask_bytes;
     const S* p = static_cast<const S*>(values_) + indptr[row];
     V sum[n][chains];
-    GOSSAMER_UNROLL for (int j = 0; j < n; ++j) GOSSAMER_UNROLL for (int k = 0; k < chains; ++k) sum[j][k] =
-        Set<V>(T{0});
     const auto add = [&](unsigned kept, std::int64_t col, int k, const S* from) {
       const Lanes<V> lanes(kept);
       const V value = Expand<V>(lanes, from);
@@ -37,32 +39,38 @@ void spmv_bitmask(const std::uint8_t* mask, std::int64_t mask_bytes, std::int64_
         sum[j][k] = finite ? MulAdd(value, other, sum[j][k]) : MulAddWhere(lanes, value, other, sum[j][k]);
       }
     };
-    std::int64_t col = 0;
-    if constexpr (V::lanes > 1)
-      for (; col + 64 <= cols && beyond - p >= 64; col += 64) {
-        std::uint64_t word;
-        __builtin_memcpy(&word, bits + col / 8, 8);
-        const char* ahead = reinterpret_cast<const char*>(p) + prefetch_ahead;
-        GOSSAMER_UNROLL for (std::size_t line = 0; line < 32 * sizeof(S); line += 64) __builtin_prefetch(ahead + line);
-        GOSSAMER_UNROLL for (int k = 0; k < 64 / V::lanes; ++k) {
-          const auto kept = static_cast<unsigned>(word >> (k * V::lanes)) & ((1u << V::lanes) - 1);
-          const std::uint64_t before = word & ((std::uint64_t{1} << (k * V::lanes)) - 1);
-          add(kept, col + k * V::lanes, k % chains, p + __builtin_popcountll(before));
+    GOSSAMER_UNROLL for (int j = 0; j < n; ++j) y[j * (last - first) + row - first] = T{0};
+    for (std::int64_t col = 0; col < cols;) {
+      const std::int64_t stop = cols - col < sum_columns ? cols : col + sum_columns;
+      GOSSAMER_UNROLL for (int j = 0; j < n; ++j) GOSSAMER_UNROLL for (int k = 0; k < chains; ++k) sum[j][k] =
+          Set<V>(T{0});
+      if constexpr (V::lanes > 1)
+        for (; col + 64 <= stop && beyond - p >= 64; col += 64) {
+          std::uint64_t word;
+          __builtin_memcpy(&word, bits + col / 8, 8);
+          const char* ahead = reinterpret_cast<const char*>(p) + prefetch_ahead;
+          GOSSAMER_UNROLL for (std::size_t line = 0; line < 32 * sizeof(S); line += 64)
+              __builtin_prefetch(ahead + line);
+          GOSSAMER_UNROLL for (int k = 0; k < 64 / V::lanes; ++k) {
+            const auto kept = static_cast<unsigned>(word >> (k * V::lanes)) & ((1u << V::lanes) - 1);
+            const std::uint64_t before = word & ((std::uint64_t{1} << (k * V::lanes)) - 1);
+            add(kept, col + k * V::lanes, k % chains, p + __builtin_popcountll(before));
+          }
+          p += __builtin_popcountll(word);
         }
-        p += __builtin_popcountll(word);
+      for (; col < stop; col += V::lanes) {
+        const unsigned kept = bits_of<V::lanes>(bits, col, cols - col);
+        S rest[V::lanes] = {};  // the last values of all: not a whole vector
+        const bool whole = beyond - p >= V::lanes;
+        for (std::int64_t i = 0; i < beyond - p && !whole; ++i) rest[i] = p[i];
+        add(kept, col, 0, whole ? p : rest);
+        p += __builtin_popcount(kept);
       }
-    for (; col < cols; col += V::lanes) {
-      const unsigned kept = bits_of<V::lanes>(bits, col, cols - col);
-      S rest[V::lanes] = {};  // the last values of all: not a whole vector
-      const bool whole = beyond - p >= V::lanes;
-      for (std::int64_t i = 0; i < beyond - p && !whole; ++i) rest[i] = p[i];
-      add(kept, col, 0, whole ? p : rest);
-      p += __builtin_popcount(kept);
-    }
-    GOSSAMER_UNROLL for (int j = 0; j < n; ++j) {
-      V total = sum[j][0];
-      GOSSAMER_UNROLL for (int k = 1; k < chains; ++k) total = Add(total, sum[j][k]);
-      y[j * (last - first) + row - first] = ReduceSum(total);
+      GOSSAMER_UNROLL for (int j = 0; j < n; ++j) {
+        V total = sum[j][0];
+        GOSSAMER_UNROLL for (int k = 1; k < chains; ++k) total = Add(total, sum[j][k]);
+        y[j * (last - first) + row - first] += ReduceSum(total);
+      }
     }
   }
 }

@@ -85,7 +85,7 @@ class PanelRows {
     }
     const PanelPattern::Start& start = a_.start(chunk, block);
     kernels_[shape](a_.counts(chunk, block), a_.columns() + start.column, values_ + start.value * value_size_,
-                    a_.panels(chunk), x + block * a_.depth() * width(shape), block > 0, y);
+                    a_.panels(chunk), x + block * panel_depth * width(shape), block > 0, y);
   }
 
  private:

@@ -14,11 +14,6 @@ namespace gossamer {
 namespace {
 
 constexpr int groups = 1 << panel_rows;
-// Columns of a block. Fewer would keep the rows of X of a wide tile in the L1 cache (256 columns: 7 % more for 256
-// columns of X), but a narrow tile then spends more time between the steps than in them (half the speed for 8).
-constexpr std::int64_t usual_depth = 1024;
-constexpr std::int64_t sparse_depth = 4096;
-
 std::uint64_t load_bits(const std::uint8_t* bits, std::int64_t bytes) {
   std::uint64_t word = 0;
   if (bytes > 0) std::memcpy(&word, bits, static_cast<std::size_t>(std::min<std::int64_t>(bytes, 8)));
@@ -66,8 +61,6 @@ void match(const std::int64_t* sizes, std::uint16_t* counts) {
 }  // namespace
 
 PanelPattern::PanelPattern(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols) : rows_(rows), cols_(cols) {
-  const std::int64_t kept = count_bits(mask, rows * row_bytes(cols));
-  depth_ = kept < rows * cols / 14 ? sparse_depth : usual_depth;
   const std::int64_t all_panels = (rows + panel_rows - 1) / panel_rows;
   counts_.resize(static_cast<std::size_t>(all_panels * blocks() * panel_step_count));
   starts_.resize(static_cast<std::size_t>(chunks() * blocks() + 1));
@@ -80,8 +73,8 @@ PanelPattern::PanelPattern(const std::uint8_t* mask, std::int64_t rows, std::int
       Start size{0, 0};
       for (std::int64_t panel = 0; panel < panels(chunk); ++panel) {
         std::int64_t sizes[groups] = {};
-        for_columns(mask, rows, cols, chunk * panels_per_chunk + panel, block * depth_,
-                    std::min(cols, (block + 1) * depth_), [&](std::int64_t, unsigned group) { ++sizes[group]; });
+        for_columns(mask, rows, cols, chunk * panels_per_chunk + panel, block * panel_depth,
+                    std::min(cols, (block + 1) * panel_depth), [&](std::int64_t, unsigned group) { ++sizes[group]; });
         match(sizes, counts_of(chunk, block, panel));
         for (int g = 1; g < groups; ++g) {
           size.column += sizes[g];
@@ -106,9 +99,10 @@ PanelPattern::PanelPattern(const std::uint8_t* mask, std::int64_t rows, std::int
       std::uint16_t* to = columns_.data() + start(chunk, block).column;
       for (std::int64_t panel = 0; panel < panels(chunk); ++panel) {
         for (auto& list : lists.of) list.clear();
-        for_columns(
-            mask, rows, cols, chunk * panels_per_chunk + panel, block * depth_, std::min(cols, (block + 1) * depth_),
-            [&](std::int64_t col, unsigned group) { lists.of[group].push_back(static_cast<std::uint16_t>(col)); });
+        for_columns(mask, rows, cols, chunk * panels_per_chunk + panel, block * panel_depth,
+                    std::min(cols, (block + 1) * panel_depth), [&](std::int64_t col, unsigned group) {
+                      lists.of[group].push_back(static_cast<std::uint16_t>(col));
+                    });
         std::size_t at[groups] = {};
         const std::uint16_t* steps = counts_of(chunk, block, panel);
         for (int step = 0; step < panel_step_count; ++step)
@@ -148,8 +142,8 @@ void PanelPattern::for_values(const std::int64_t* indptr, F&& f) const {
   };
   PerWorker<Block> scratch;
   parallel_for(chunks(), scratch, [&](std::int64_t chunk, Block& s) {
-    s.group.resize(static_cast<std::size_t>(depth_));
-    s.place.resize(static_cast<std::size_t>(depth_));
+    s.group.resize(static_cast<std::size_t>(panel_depth));
+    s.place.resize(static_cast<std::size_t>(panel_depth));
     std::int64_t next[chunk_rows] = {};
     for (std::int64_t r = 0; r < std::min(chunk_rows, rows_ - chunk * chunk_rows); ++r)
       next[r] = indptr[chunk * chunk_rows + r];

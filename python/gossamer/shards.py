@@ -177,11 +177,16 @@ class Selection:
     @property
     def size(self) -> int:
         """Elements counted so far."""
-        return self._size
+        with self._lock:
+            return self._size
 
     @property
     def complete(self) -> bool:
         """Whether the threshold is known; if not, :meth:`again`."""
+        with self._lock:
+            return self._is_complete()
+
+    def _is_complete(self) -> bool:
         kept, inside = self._kept(), self._size - self._above - self._below
         return kept == 0 or self._above < kept <= self._above + inside
 
@@ -212,9 +217,10 @@ class Selection:
             As :func:`gossamer.prune`; NaN scores; offsets that overlap, or that are given for some chunks only.
         """
         f = "Selection.update"
+        gathered = gather_inputs(chunk, grads, self.method, stats, self.seed, f)  # may call the user's code: no lock
         with self._lock:
             start = self._place(offset)
-            inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
+            inputs = _scored(gathered, start, f)
             fresh = _Chunk(start, inputs.weights[0].size, [])
             at = bisect(self._chunks, fresh.place, key=lambda c: c.place)
             _check_apart([*self._chunks[max(at - 1, 0) : at], fresh, *self._chunks[at : at + 1]], f)
@@ -341,7 +347,7 @@ class Selection:
         f = "Selection.again"
         with self._lock:
             self._check_enough(f)
-            if self.complete:
+            if self._is_complete():
                 raise RuntimeError(f"{f}: a second look is not needed, the threshold is known")
             low, high = self._window
             least, most = self._bounds
@@ -388,7 +394,7 @@ class Selection:
         kept = self._kept()
         if kept == 0:
             return math.inf, 0
-        if not self.complete:
+        if not self._is_complete():
             raise RuntimeError(
                 f"{function}: the threshold must be among the scores that were held, and is not: call again(), and"
                 " update() with every chunk once more"
@@ -424,12 +430,13 @@ class Selection:
             As :meth:`update` and :meth:`threshold`; a chunk that was not counted.
         """
         f = "Selection.mask"
+        gathered = gather_inputs(chunk, grads, self.method, stats, self.seed, f)
         with self._lock:
             threshold, ties = self._limit_and_ties(f)
             if (offset is not None) != self._placed and self._chunks:
                 raise ValueError(f"{f}: offset must be given where update() had it, and only there, got {offset!r}")
             start, before = self._next if offset is None else (_check_offset(offset, f), 0)
-            inputs = _scored(gather_inputs(chunk, grads, self.method, stats, self.seed, f), start, f)
+            inputs = _scored(gathered, start, f)
             w, aux = inputs.weights[0], inputs.aux[0]
             if offset is not None:
                 before = self._ties_before(start, w.size, threshold)

@@ -381,26 +381,26 @@ def _rebuild(
     shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: tuple[str, str, str]
 ) -> SparseMatrix:
     a = SparseMatrix.from_csr(indptr, indices, values, shape)  # a pickle is checked like anything from outside
+    if not (isinstance(plan, tuple) and len(plan) == 3 and all(isinstance(part, str) for part in plan)):
+        raise TypeError(f"SparseMatrix: the plan must be three strings, got {plan!r}")
     many, few, text = plan
     if many not in _FORMATS[1:] or few not in _FORMATS[1:] or (many != few and (many, few) != ("panel", "bitmask")):
         raise ValueError(f"SparseMatrix: the plan must name formats, got {plan!r}")
-    return SparseMatrix._make(a._structure, a.values, Plan(many, few, str(text)))
+    return SparseMatrix._make(a._structure, a.values, Plan(many, few, text))
 
 
 def _choose(format: str, structure: Structure, function: str) -> Plan:
+    if not isinstance(format, str):
+        raise TypeError(f"{function}: format must be a str, got {format!r}")
     if format in _FORMATS[1:]:
         return Plan(format, format, f"{format}: as asked for")
     rows, cols = structure.shape
     density = structure.nnz / (rows * cols) if rows * cols else 0.0
     if format == "auto":
         return _plan(density)
-    if format in _LATER or (
-        isinstance(format, str) and (format.startswith("bsr:") or format.replace(":", "").isdigit())
-    ):
+    if format in _LATER or format.startswith("bsr:") or format.replace(":", "").isdigit():
         here = ", ".join(_FORMATS)
         raise NotImplementedError(f"{function}: format {format!r} is not in this version ({here} are)")
-    if not isinstance(format, str):
-        raise TypeError(f"{function}: format must be a str, got {format!r}")
     raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS + _LATER)}, got {format!r}")
 
 

@@ -575,7 +575,7 @@ TEST(panels_are_within_rounding_on_every_table) {
         for (std::int64_t block = 0; block < panels.blocks(); ++block)
           table.panel[0][shape](panels.counts(chunk, block), panels.columns() + panels.start(chunk, block).column,
                                 packed.data() + panels.start(chunk, block).value, panels.panels(chunk),
-                                x.data() + block * panels.depth() * width, block > 0, y.data());
+                                x.data() + block * panel_depth * width, block > 0, y.data());
         for (std::int64_t r = chunk * chunk_rows; r < std::min(rows, (chunk + 1) * chunk_rows); ++r)
           for (std::int64_t j = 0; j < width; ++j) {
             double exact = 0, magnitude = 0;
