@@ -23,6 +23,7 @@ import numpy as np
 import scipy.sparse
 
 import gossamer as gs
+from gossamer.sparse import FEW
 from inputs import Array, normal
 from turns import Call, Run, Size, measure
 
@@ -74,7 +75,7 @@ def _peers(run: Run, w: Array, x: Array, *, sparse: bool) -> list[Call]:
 def _product(w: Array, mask: gs.Mask, x: Array, form: str = "auto", dtype: Any = None) -> Call:
     a = gs.SparseMatrix.from_dense(w if dtype is None else w.astype(dtype), mask, format=form)
     out = np.empty((w.shape[0], x.shape[1]), np.float32)
-    name = f"{(a._plan.few if x.shape[1] <= 4 else a.format)} {a.dtype}"
+    name = f"{(a._plan.few if x.shape[1] <= FEW else a.format)} {a.dtype}"
     return Call(name, lambda: gs.matmul(a, x, out=out), _near(w @ x, 1e-4 if dtype is None else 2e-2))
 
 

@@ -357,17 +357,25 @@ Epilogue make_epilogue(const char* function, const OptionalArray& bias, const st
   return e;
 }
 
+// One of ops/matmul.hpp's products of a pattern and its values.
+template <class Product, class Pattern>
+void run_product(Product product, const char* f, const Pattern& pattern, const Array& values, const py::array& x,
+                 bool linear, const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
+                 const py::array& out) {
+  const Array from = view(f, "x", x), to = writable_view(f, "out", out);
+  const Epilogue e = make_epilogue(f, bias, activation, residual);
+  if (to.overlaps(values)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
+  const Running running;
+  product(f, pattern, values.dtype(), values.data(), from, linear, e, to);
+}
+
 void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& indptr,
                  const py::array& indices, const py::array& values, const py::array& x, bool linear,
                  const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
                  const py::array& out) {
   const char* f = function.c_str();
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = values_view(f, p, values), from = view(f, "x", x), to = writable_view(f, "out", out);
-  const Epilogue e = make_epilogue(f, bias, activation, residual);
-  if (to.overlaps(v)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
-  const Running running;
-  matmul_csr(f, p, v.dtype(), v.data(), from, linear, e, to);
+  run_product(matmul_csr, f, p, values_view(f, p, values), x, linear, bias, activation, residual, out);
 }
 
 // A PanelPattern and its values are immutable on the Python side; their sizes are checked here all the same.
@@ -397,12 +405,8 @@ void bind_matmul_panel(const std::string& function, const PanelPattern& p, const
                        bool linear, const OptionalArray& bias, const std::string& activation,
                        const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
-  const Array v = stored_values(p.nnz(), "values", values, false);
-  const Array from = view(f, "x", x), to = writable_view(f, "out", out);
-  const Epilogue e = make_epilogue(f, bias, activation, residual);
-  if (to.overlaps(v)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
-  const Running running;
-  matmul_panel(f, p, v.dtype(), v.data(), from, linear, e, to);
+  run_product(matmul_panel, f, p, stored_values(p.nnz(), "values", values, false), x, linear, bias, activation,
+              residual, out);
 }
 
 void bind_matmul_bitmask(const std::string& function, const py::array& mask, std::int64_t rows, std::int64_t cols,
@@ -412,12 +416,8 @@ void bind_matmul_bitmask(const std::string& function, const py::array& mask, std
   const char* f = function.c_str();
   const BitmaskPattern p{rows, cols, buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false),
                          buffer<std::int64_t>("indptr", indptr, rows + 1, false)};
-  const Array v = stored_values(p.indptr[rows], "values", values, false);
-  const Array from = view(f, "x", x), to = writable_view(f, "out", out);
-  const Epilogue e = make_epilogue(f, bias, activation, residual);
-  if (to.overlaps(v)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
-  const Running running;
-  matmul_bitmask(f, p, v.dtype(), v.data(), from, linear, e, to);
+  run_product(matmul_bitmask, f, p, stored_values(p.indptr[rows], "values", values, false), x, linear, bias, activation,
+              residual, out);
 }
 
 // What matmul checks, for a product that another library computes.

@@ -14,6 +14,7 @@ namespace gossamer {
 namespace {
 
 constexpr int groups = 1 << panel_rows;
+
 std::uint64_t load_bits(const std::uint8_t* bits, std::int64_t bytes) {
   std::uint64_t word = 0;
   if (bytes > 0) std::memcpy(&word, bits, static_cast<std::size_t>(std::min<std::int64_t>(bytes, 8)));
@@ -44,6 +45,14 @@ int parts(int step) {
   int n = 0;
   while (n < 4 && panel_steps[step][n] != 0) ++n;
   return n;
+}
+
+// f(group) for the columns of a panel in the order of its steps.
+template <class F>
+void for_parts(const std::uint16_t* counts, F&& f) {
+  for (int step = 0; step < panel_step_count; ++step)
+    for (int n = counts[step]; n > 0; --n)
+      for (int i = 0; i < parts(step); ++i) f(panel_steps[step][i]);
 }
 
 // How many steps of each kind take all columns of the groups.
@@ -104,13 +113,7 @@ PanelPattern::PanelPattern(const std::uint8_t* mask, std::int64_t rows, std::int
                       lists.of[group].push_back(static_cast<std::uint16_t>(col));
                     });
         std::size_t at[groups] = {};
-        const std::uint16_t* steps = counts_of(chunk, block, panel);
-        for (int step = 0; step < panel_step_count; ++step)
-          for (int n = steps[step]; n > 0; --n)
-            for (int i = 0; i < parts(step); ++i) {
-              const int group = panel_steps[step][i];
-              *to++ = lists.of[group][at[group]++];
-            }
+        for_parts(counts_of(chunk, block, panel), [&](std::uint8_t group) { *to++ = lists.of[group][at[group]++]; });
       }
     }
   });
@@ -153,14 +156,11 @@ void PanelPattern::for_values(const std::int64_t* indptr, F&& f) const {
       std::int64_t place = start(chunk, block).value;
       for (std::int64_t panel = 0; panel < panels(chunk); ++panel, steps += panel_step_count) {
         std::fill(s.group.begin(), s.group.end(), std::uint8_t{0});
-        for (int step = 0; step < panel_step_count; ++step)
-          for (int n = steps[step]; n > 0; --n)
-            for (int i = 0; i < parts(step); ++i) {
-              const std::uint8_t group = panel_steps[step][i];
-              s.group[*column] = group;
-              s.place[*column++] = place;
-              place += std::popcount(unsigned{group});
-            }
+        for_parts(steps, [&](std::uint8_t group) {
+          s.group[*column] = group;
+          s.place[*column++] = place;
+          place += std::popcount(unsigned{group});
+        });
         for (std::size_t c = 0; c < s.group.size(); ++c) {
           std::int64_t at = s.place[c];
           for (unsigned rows = s.group[c]; rows != 0; rows &= rows - 1)
