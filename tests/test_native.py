@@ -97,10 +97,12 @@ def test_avx512_compares_into_mask_registers(objects: dict[tuple[str, str], Path
 def test_panels_keep_their_sums_in_registers(
     objects: dict[tuple[str, str], Path], level: str, register: str, widest: int
 ) -> None:
-    """Nothing but rows of X comes from memory with a multiplication, and no sum goes to the stack."""
+    """The values of a step are loaded once and spread by permutations; no sum goes to the stack."""
     for vectors in range(1, widest + 1):
         kernel = body(objects, level, f"::spmm_panel<gossamer::(anonymous namespace)::VF32, float, {vectors}, float>")
-        assert len(re.findall(rf"vfmadd\d+ps.*%{register}", kernel)) == 64 * vectors  # rows of all steps
+        assert len(re.findall(rf"vfmadd\d+ps.*%{register}", kernel)) == 4 * vectors
+        assert len(re.findall(rf"vpermilps.*%{register}", kernel)) == 4
+        assert not re.search(r"vbroadcastss \d*\(", kernel)
         assert not re.search(rf"%{register}\d+,.*\((%rsp|%rbp)", kernel)
 
 

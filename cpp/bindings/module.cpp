@@ -385,16 +385,17 @@ std::shared_ptr<PanelPattern> make_panels(const py::array& mask, std::int64_t ro
   return std::make_shared<PanelPattern>(bits, rows, cols);
 }
 
-Array stored_values(std::int64_t nnz, const char* argument, const py::array& values, bool writable) {
+Array stored_values(std::int64_t count, const char* argument, const py::array& values, bool writable) {
   const Array v = writable ? writable_view("_core", argument, values) : view("_core", argument, values);
-  if (!v.contiguous() || v.size() != nnz) value_error("_core: values must have one entry a kept position");
+  if (!v.contiguous() || v.size() != count) value_error("_core: values must have one entry a place of the format");
   return v;
 }
 
 void reorder_panels(const PanelPattern& p, const py::array& indptr, const py::array& from, const py::array& to,
                     bool pack) {
   const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, p.rows() + 1, false);
-  const Array a = stored_values(p.nnz(), "from", from, false), b = stored_values(p.nnz(), "to", to, true);
+  const Array a = stored_values(pack ? p.nnz() : p.room(), "from", from, false);
+  const Array b = stored_values(pack ? p.room() : p.nnz(), "to", to, true);
   if (a.dtype() != b.dtype()) type_error("_core: values must keep their dtype");
   if (starts[p.rows()] != p.nnz()) value_error("_core: indptr does not belong to the panels");
   const Running running;
@@ -405,7 +406,7 @@ void bind_matmul_panel(const std::string& function, const PanelPattern& p, const
                        bool linear, const OptionalArray& bias, const std::string& activation,
                        const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
-  run_product(matmul_panel, f, p, stored_values(p.nnz(), "values", values, false), x, linear, bias, activation,
+  run_product(matmul_panel, f, p, stored_values(p.room(), "values", values, false), x, linear, bias, activation,
               residual, out);
 }
 
@@ -533,6 +534,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   py::class_<PanelPattern, std::shared_ptr<PanelPattern>>(m, "Panels")
       .def(py::init(&make_panels))
       .def_property_readonly("nbytes", &PanelPattern::nbytes)
+      .def_property_readonly("room", &PanelPattern::room)
       .def("reorder", &reorder_panels);
   m.def("matmul_panel", &bind_matmul_panel);
   m.def("matmul_bitmask", &bind_matmul_bitmask);

@@ -46,14 +46,11 @@ struct TileInputs {
   T r;
 };
 
-// The panel format (ops/panel.hpp) groups the columns of four rows by which of the rows keep them, a bit a row, and
-// takes them in steps of up to four such groups: steps that touch every row keep all sums of a tile busy, so that no
-// addition waits for the one before. What finds no partner comes last.
+// Four rows of a chunk in the panel format (ops/panel.hpp), and how many steps they take in a block.
 constexpr int panel_rows = 4;
-constexpr int panel_step_count = 23;
-constexpr std::uint8_t panel_steps[panel_step_count][4] = {
-    {15}, {7, 8}, {11, 4}, {13, 2}, {14, 1}, {3, 12}, {5, 10}, {6, 9}, {1, 2, 4, 8},  //
-    {1},  {2},    {3},     {4},     {5},     {6},     {7},     {8},    {9},          {10}, {11}, {12}, {13}, {14}};
+struct Panel {
+  std::uint8_t rows[panel_rows], steps;
+};
 
 template <class T>
 struct KeyOf;
@@ -112,17 +109,17 @@ struct TypedKernels {
   // Products. Values are stored as T or, for float, as 16-bit floats.
   // With a tile of X, [cols][shape * columns]; shape 0 is one column for CSR, half of shape 1 for panels.
   // spmm_csr.inl.hpp: y[r - first][0 .. width) = sum over the row of value * x[index][0 .. width)
-  // spmm_panel.inl.hpp: the same for panels that lie one after the other, added to y or put there
+  // spmm_panel.inl.hpp: the same for the panels of a block, added to y ([row within the chunk][width]) or put there
   using Spmm = void (*)(const i64* indptr, const void* indices, const void* values, i64 first, i64 last, const T* x,
                         T* y);
-  using Panel = void (*)(const std::uint16_t* counts, const std::uint16_t* cols, const void* values, i64 panels,
-                         const T* x, bool add, T* y);
+  using SpmmPanel = void (*)(const Panel* panels, i64 count, const std::uint8_t* cols, const void* values, const T* x,
+                             bool add, T* y);
   static constexpr int max_shape = 4;
   static constexpr int storages = static_cast<int>(Storage::count);
   int columns;                            // of a tile of shape 1
   Spmm spmm[storages][2][max_shape + 1];  // [..][32-bit, 64-bit indices][..]
   int panel_shapes;                       // the widest tile whose sums fit into the registers
-  Panel panel[storages][max_shape + 1];
+  SpmmPanel panel[storages][max_shape + 1];
   // spmv_bitmask.inl.hpp: with n columns of X, [n][stride], padded with zeros to a multiple of `columns`
   using Spmv = void (*)(const std::uint8_t* mask, i64 mask_bytes, i64 cols, const i64* indptr, const void* values,
                         i64 end, i64 first, i64 last, const T* x, i64 stride, T* y);

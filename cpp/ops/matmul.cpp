@@ -5,12 +5,12 @@
 #include "ops/matmul.hpp"
 
 #include <algorithm>
-#include <memory>
 #include <new>
 #include <span>
 #include <vector>
 
 #include "core/dispatch.hpp"
+#include "core/lines.hpp"
 #include "core/parallel.hpp"
 #include "ops/score.hpp"
 #include "ops/tiles.hpp"
@@ -29,6 +29,7 @@ template <class T>
 class CsrRows {
  public:
   static constexpr bool job_is_one_tile = true;  // the rows are short work: a tile of X stays in the cache
+  static constexpr std::int64_t depth = 0;       // a tile is not divided
   static constexpr bool takes_column = true;     // as it lies
 
   CsrRows(const CsrPattern& a, DType dtype, const void* values)
@@ -62,7 +63,8 @@ class CsrRows {
 template <class T>
 class PanelRows {
  public:
-  static constexpr bool job_is_one_tile = false;  // a block of the matrix stays in the cache, and tiles pass
+  static constexpr bool job_is_one_tile = false;      // a block of the matrix stays in the cache, and tiles pass
+  static constexpr std::int64_t depth = panel_depth;  // rows of a tile that a row of zeros follows
   static constexpr bool takes_column = false;
 
   PanelRows(const PanelPattern& a, DType dtype, const void* values)
@@ -83,16 +85,16 @@ class PanelRows {
       std::fill(y, y + room(first_row(chunk + 1) - first_row(chunk)) * width(shape), T{0});
       return;
     }
-    const PanelPattern::Start& start = a_.start(chunk, block);
-    kernels_[shape](a_.counts(chunk, block), a_.columns() + start.column, values_ + start.value * value_size_,
-                    a_.panels(chunk), x + block * panel_depth * width(shape), block > 0, y);
+    const PanelPattern::Block b = a_.block(chunk, block);
+    kernels_[shape](b.panels, b.count, a_.columns() + b.place, values_ + b.place * value_size_,
+                    x + block * (panel_depth + 1) * width(shape), block > 0, y);
   }
 
  private:
   const PanelPattern& a_;
   const char* values_;
   const std::int64_t value_size_;
-  const typename TypedKernels<T>::Panel* kernels_;  // by shape
+  const typename TypedKernels<T>::SpmmPanel* kernels_;  // by shape
 };
 
 template <class T>
@@ -120,21 +122,21 @@ class Product {
     if (n_ == 0 || a_.rows() == 0) return;
     if (a_.cols() > std::int64_t{1} << 48) throw std::bad_alloc();
     const T* in_place = Rows::takes_column && n_ == 1 ? column() : nullptr;
-    const auto room = in_place != nullptr ? 0 : a_.cols() * padded(std::min(n_, block_columns));
-    const auto packed = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(room));
-    PerWorker<std::vector<T>> scratch;
+    const auto room = in_place != nullptr ? 0 : tile_rows() * padded(std::min(n_, block_columns));
+    const Lines<T> packed(static_cast<std::size_t>(room));
+    PerWorker<Lines<T>> scratch;
     for (std::int64_t block = 0; block < n_; block += block_columns) {
       const std::vector<Tile> tiles = cut(block, std::min(n_, block + block_columns));
-      if (in_place == nullptr) pack(tiles, packed.get());
+      if (in_place == nullptr) pack(tiles, packed.data());
       const auto count = static_cast<std::int64_t>(tiles.size());
       const std::int64_t jobs_a_chunk =
           Rows::job_is_one_tile ? count : std::clamp<std::int64_t>(4 * num_threads() / a_.chunks(), 1, count);
-      parallel_for(a_.chunks() * jobs_a_chunk, scratch, [&](std::int64_t job, std::vector<T>& y) {
+      parallel_for(a_.chunks() * jobs_a_chunk, scratch, [&](std::int64_t job, Lines<T>& y) {
         const std::int64_t part = job / a_.chunks();
         const std::span<const Tile> all(tiles);
         const auto first = static_cast<std::size_t>(part * count / jobs_a_chunk);
         const auto last = static_cast<std::size_t>((part + 1) * count / jobs_a_chunk);
-        compute(all.subspan(first, last - first), in_place != nullptr ? in_place : packed.get(), job % a_.chunks(), y);
+        compute(all.subspan(first, last - first), in_place != nullptr ? in_place : packed.data(), job % a_.chunks(), y);
       });
     }
   }
@@ -153,6 +155,11 @@ class Product {
     return x_.can_transpose() ? x_.transposed().template direct<T>(0, 0) : nullptr;
   }
 
+  std::int64_t tile_rows() const {
+    if constexpr (Rows::depth == 0) return a_.cols();
+    return a_.cols() + a_.blocks();
+  }
+
   // n columns as whole vectors; few of them may have a kernel of their own.
   static std::int64_t padded(std::int64_t n) {
     const std::int64_t columns = kernels<T>().columns;
@@ -168,14 +175,14 @@ class Product {
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t first = i * vectors / count, last = (i + 1) * vectors / count;
       tiles.push_back({begin + first * columns, std::min(end, begin + last * columns), static_cast<int>(last - first),
-                       a_.cols() * first * columns});
+                       tile_rows() * first * columns});
     }
     return tiles;
   }
 
   void pack(const std::vector<Tile>& tiles, T* packed) const {
     // About chunk_size elements a job, so that a small X is packed without waking a thread.
-    const std::int64_t step = std::max<std::int64_t>(pack_rows, chunk_size / tiles[0].width());
+    const std::int64_t step = std::max<std::int64_t>(1, chunk_size / tiles[0].width() / pack_rows) * pack_rows;
     const std::int64_t parts = (a_.cols() + step - 1) / step;
     parallel_for(parts * static_cast<std::int64_t>(tiles.size()), [&](std::int64_t job) {
       const Tile& tile = tiles[static_cast<std::size_t>(job / parts)];
@@ -185,10 +192,15 @@ class Product {
     });
   }
 
-  // Rows [first, last) of a packed tile, at most pack_rows of them: 16 KiB that stay in the L1 cache.
+  // Rows [first, last) of X into a packed tile, at most pack_rows of them: 32 KiB that stay in the L1 cache.
   void pack(const Tile& tile, std::int64_t first, std::int64_t last, T* to) const {
     const std::int64_t width = tile.width(), n = tile.end - tile.begin;
     T buffer[pack_rows];
+    if constexpr (Rows::depth != 0) {
+      static_assert(Rows::depth % pack_rows == 0);
+      to += first / Rows::depth * width;
+      if (last % Rows::depth == 0 || last == a_.cols()) std::fill(to + last * width, to + (last + 1) * width, T{0});
+    }
     if (!linear_) {
       for (std::int64_t c = first; c < last; ++c) {
         const T* from = x_.load(c, tile.begin, n, buffer);
@@ -203,21 +215,20 @@ class Product {
     }
   }
 
-  void compute(std::span<const Tile> tiles, const T* packed, std::int64_t chunk, std::vector<T>& y) const {
+  void compute(std::span<const Tile> tiles, const T* packed, std::int64_t chunk, Lines<T>& scratch) const {
     const std::int64_t first = a_.first_row(chunk), rows = a_.first_row(chunk + 1) - first, room = a_.room(rows);
     std::int64_t width = 0;
     for (const Tile& tile : tiles) width += tile.width();
-    const auto need = static_cast<std::size_t>(room * width + 2 * std::max(rows, width));
-    if (y.size() < need) y.resize(need);
-    T* spare = y.data() + room * width;
+    T* const y = scratch.at_least(static_cast<std::size_t>(room * width + 2 * std::max(rows, width)));
+    T* const spare = y + room * width;
     for (std::int64_t block = 0; block < a_.blocks(); ++block) {
-      T* to = y.data();
+      T* to = y;
       for (const Tile& tile : tiles) {
         a_.multiply(chunk, block, tile.shape, packed + tile.offset, to);
         to += room * tile.width();
       }
     }
-    T* from = y.data();
+    T* from = y;
     for (const Tile& tile : tiles) {
       finish(tile, first, rows, from, spare, spare + std::max(rows, width));
       from += room * tile.width();
@@ -269,14 +280,14 @@ class BitmaskProduct {
     const std::int64_t columns = kernels<T>().columns;
     if (a_.cols > std::int64_t{1} << 48) throw std::bad_alloc();
     stride_ = (a_.cols + columns - 1) / columns * columns;
-    packed_.resize(static_cast<std::size_t>(stride_ * std::min(n, step)));
+    packed_.at_least(static_cast<std::size_t>(stride_ * std::min(n, step)));
     const std::int64_t rows = std::clamp<std::int64_t>(chunk_size / std::max<std::int64_t>(1, a_.cols), 1, 1 << 10);
-    PerWorker<std::vector<T>> scratch;
+    PerWorker<Lines<T>> scratch;
     for (std::int64_t first = 0; first < n; first += step) {
       const std::int64_t count = std::min(step, n - first);
       for (std::int64_t j = 0; j < count; ++j) pack(first + j, packed_.data() + j * stride_);
-      finite_ = std::all_of(packed_.begin(), packed_.begin() + count * stride_, [](T x) { return x - x == T{0}; });
-      parallel_for((a_.rows + rows - 1) / rows, scratch, [&](std::int64_t chunk, std::vector<T>& y) {
+      finite_ = std::all_of(packed_.data(), packed_.data() + count * stride_, [](T x) { return x - x == T{0}; });
+      parallel_for((a_.rows + rows - 1) / rows, scratch, [&](std::int64_t chunk, Lines<T>& y) {
         compute(first, count, chunk * rows, std::min(a_.rows, (chunk + 1) * rows), y);
       });
     }
@@ -298,16 +309,15 @@ class BitmaskProduct {
     std::fill(to + a_.cols, to + stride_, T{0});
   }
 
-  void compute(std::int64_t column, std::int64_t n, std::int64_t first, std::int64_t last, std::vector<T>& y) const {
+  void compute(std::int64_t column, std::int64_t n, std::int64_t first, std::int64_t last, Lines<T>& scratch) const {
     const std::int64_t rows = last - first;
-    const auto need = static_cast<std::size_t>(rows * n + std::max(rows, n) + n);
-    if (y.size() < need) y.resize(need);
-    T *buffer = y.data() + rows * n, *line = buffer + std::max(rows, n);
+    T* const y = scratch.at_least(static_cast<std::size_t>(rows * n + std::max(rows, n) + n));
+    T *buffer = y + rows * n, *line = buffer + std::max(rows, n);
     const auto kernel = kernels<T>().bitmask[static_cast<int>(storage_of(dtype_))][finite_][n];
     kernel(a_.mask, row_bytes(a_.cols), a_.cols, a_.indptr, values_, a_.indptr[a_.rows], first, last, packed_.data(),
-           stride_, y.data());
+           stride_, y);
     for (std::int64_t j = 0; j < n; ++j) {
-      T* values = y.data() + j * rows;
+      T* values = y + j * rows;
       if (epilogue_.bias) add_row(*epilogue_.bias, 0, first, rows, values, buffer);
       if (epilogue_.activation != Act::identity) kernels<T>().epilogue(values, rows, T{0}, epilogue_.activation);
       if (!linear_) continue;
@@ -315,7 +325,7 @@ class BitmaskProduct {
       store_row(out_, column + j, first, rows, values);
     }
     for (std::int64_t r = 0; r < rows && !linear_; ++r) {
-      for (std::int64_t j = 0; j < n; ++j) line[j] = y[static_cast<std::size_t>(j * rows + r)];
+      for (std::int64_t j = 0; j < n; ++j) line[j] = y[j * rows + r];
       if (epilogue_.residual) add_row(*epilogue_.residual, first + r, column, n, line, buffer);
       store_row(out_, first + r, column, n, line);
     }
@@ -329,8 +339,8 @@ class BitmaskProduct {
   const Epilogue& epilogue_;
   const Array& out_;
   std::int64_t stride_ = 0;
-  std::vector<T> packed_;  // columns of X
-  bool finite_ = false;    // whether all of them are
+  Lines<T> packed_;      // columns of X
+  bool finite_ = false;  // whether all of them are
 };
 
 void check_epilogue(const char* function, const Epilogue& e, std::int64_t features, const Array& out) {

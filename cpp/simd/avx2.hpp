@@ -8,6 +8,7 @@
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
 //   Widen             a stored scalar as the number that is computed with
+//   LoadFour Spread   four stored numbers, widened, as Four<V>; one of them in all lanes
 //   Lanes<V>          a set of lanes, from bits
 //   Expand            the next packed numbers into a set of lanes, +0 elsewhere; reads as many as V has lanes
 //   MulAddWhere       a * b + c in a set of lanes (a must be +0 elsewhere), c elsewhere
@@ -19,13 +20,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "core/table.hpp"
 
 namespace gossamer {
 namespace {
 
-// Shapes of a panel's tile: 4 rows x 3 sums, 3 of X and a value fill the 16 registers.
+// Shapes of a panel's tile: 4 rows x 3 sums, four values and one of them take 14 of 16 registers.
 constexpr int panel_shapes = 3;
 
 struct VF32 {
@@ -291,6 +294,46 @@ inline float Widen(float x) { return x; }
 inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
 inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
+
+// Every 128 bits (of doubles, 256) hold the four numbers, which a permutation within them spreads.
+inline __m128 Load4(const float* p) { return _mm_loadu_ps(p); }
+inline __m128 Load4(const Half* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+inline __m128 Load4(const BFloat* p) {
+  const __m128i wide = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm_castsi128_ps(_mm_slli_epi32(wide, 16));
+}
+template <class V>
+struct Four {
+  V v;
+};
+template <>
+struct Four<HF64> {
+  const double* p;
+};
+template <class V, class S>
+inline Four<V> LoadFour(const S* p) {
+  if constexpr (std::is_same_v<V, VF32> && std::is_same_v<S, float>)
+    return {{_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}};
+  else if constexpr (std::is_same_v<V, VF32>)
+    return {{_mm256_set_m128(Load4(p), Load4(p))}};
+  else if constexpr (std::is_same_v<V, HF32>)
+    return {{Load4(p)}};
+  else if constexpr (std::is_same_v<V, VF64>)
+    return {{_mm256_loadu_pd(p)}};
+  else
+    return {p};
+}
+template <int i, class V>
+inline V Spread(Four<V> a) {
+  if constexpr (std::is_same_v<V, VF32>)
+    return {_mm256_permute_ps(a.v.v, i * 0x55)};
+  else if constexpr (std::is_same_v<V, HF32>)
+    return {_mm_permute_ps(a.v.v, i * 0x55)};
+  else if constexpr (std::is_same_v<V, VF64>)
+    return {_mm256_permute4x64_pd(a.v.v, i * 0x55)};
+  else
+    return Set<V>(a.p[i]);
+}
 
 // For every set of lanes: which of the packed numbers each lane takes (in floats; a double is two of them; -1: none),
 // and the same in bytes for bfloat16, whose two become the upper ones of a float.

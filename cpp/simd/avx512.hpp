@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "core/table.hpp"
@@ -12,7 +13,7 @@
 namespace gossamer {
 namespace {
 
-// Shapes of a panel's tile: 4 rows x 4 sums of 32 registers.
+// Shapes of a panel's tile: 4 rows x 4 sums of 32 registers, and a block of it is 32 KiB.
 constexpr int panel_shapes = 4;
 
 struct VF32 {
@@ -207,6 +208,40 @@ inline float Widen(float x) { return x; }
 inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
 inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
+
+// Every 128 bits (of doubles, 256) hold the four numbers, which a permutation within them spreads.
+inline __m128 Load4(const float* p) { return _mm_loadu_ps(p); }
+inline __m128 Load4(const Half* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+inline __m128 Load4(const BFloat* p) {
+  const __m128i wide = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm_castsi128_ps(_mm_slli_epi32(wide, 16));
+}
+template <class V>
+struct Four {
+  V v;
+};
+template <class V, class S>
+inline Four<V> LoadFour(const S* p) {
+  if constexpr (std::is_same_v<V, VF32>)
+    return {{_mm512_broadcast_f32x4(Load4(p))}};
+  else if constexpr (std::is_same_v<V, HF32>)
+    return {{_mm256_set_m128(Load4(p), Load4(p))}};
+  else if constexpr (std::is_same_v<V, VF64>)
+    return {{_mm512_broadcast_f64x4(_mm256_loadu_pd(p))}};
+  else
+    return {{_mm256_loadu_pd(p)}};
+}
+template <int i, class V>
+inline V Spread(Four<V> a) {
+  if constexpr (std::is_same_v<V, VF32>)
+    return {_mm512_permute_ps(a.v.v, i * 0x55)};
+  else if constexpr (std::is_same_v<V, HF32>)
+    return {_mm256_permute_ps(a.v.v, i * 0x55)};
+  else if constexpr (std::is_same_v<V, VF64>)
+    return {_mm512_permutex_pd(a.v.v, i * 0x55)};
+  else
+    return {_mm256_permute4x64_pd(a.v.v, i * 0x55)};
+}
 
 // The empty asm keeps one copy of the mask. Expanding is asm because the compiler would do it from memory, which is
 // microcode on Zen 4 and 5, and into a register of its own, whose former value Zen 5 waits for.

@@ -184,6 +184,20 @@ inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return LoadAs<Simd<float>::V>(&x).v; }
 inline float Widen(BFloat x) { return LoadAs<Simd<float>::V>(&x).v; }
 
+// Four numbers, each of which can be spread over all lanes.
+template <class V>
+struct Four {
+  typename V::Scalar v[4];
+};
+template <class V, class S>
+inline Four<V> LoadFour(const S* p) {
+  return {{Widen(p[0]), Widen(p[1]), Widen(p[2]), Widen(p[3])}};
+}
+template <int i, class V>
+inline V Spread(Four<V> a) {
+  return Set<V>(a.v[i]);
+}
+
 template <class V>
 struct Lanes {
   bool kept;

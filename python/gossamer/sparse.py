@@ -180,7 +180,7 @@ class SparseMatrix:
         with structure._lock:
             if self._panel_values is None:
                 assert self._values is not None
-                packed = np.empty_like(self._values)
+                packed = np.empty(structure.panels().room, self._values.dtype)
                 structure.panels().reorder(structure.indptr(), self._values, packed, True)
                 (self._panel_values,) = _freeze(packed)
             return self._panel_values

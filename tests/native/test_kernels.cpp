@@ -562,27 +562,33 @@ TEST(panels_are_within_rounding_on_every_table) {
     const auto nnz = static_cast<std::int64_t>(columns.size());
     const PanelPattern panels(mask.data(), rows, cols);
     CHECK(panels.nnz() == nnz, "panels of %lld x %lld", ll(rows), ll(cols));
-    const Heap<T> values = drawn<T>(random, nnz, Mix::plain), packed(nnz), back(nnz);
+    const Heap<T> values = drawn<T>(random, nnz, Mix::plain), packed(panels.room()), back(nnz);
     constexpr DType dtype = sizeof(T) == 4 ? DType::float32 : DType::float64;
     panels.pack(indptr.data(), dtype, values.data(), packed.data());
     panels.unpack(indptr.data(), dtype, packed.data(), back.data());
     CHECK(std::equal(values.data(), values.data() + nnz, back.data()), "values keep their places");
     for (int shape = 0; shape <= table.panel_shapes; ++shape) {
       const std::int64_t width = shape == 0 ? table.columns / 2 : shape * table.columns;
-      const Heap<T> x = drawn<T>(random, cols * width, Mix::plain);
+      // A row of zeros after each block.
+      Heap<T> x = drawn<T>(random, (cols + panels.blocks()) * width, Mix::plain);
+      for (std::int64_t block = 0; block < panels.blocks(); ++block) {
+        const std::int64_t end = std::min(cols, (block + 1) * panel_depth) + block;
+        std::fill(x.data() + end * width, x.data() + (end + 1) * width, T{0});
+      }
       for (std::int64_t chunk = 0; chunk < panels.chunks(); ++chunk) {
-        const Heap<T> y(panels.panels(chunk) * panel_rows * width);
-        for (std::int64_t block = 0; block < panels.blocks(); ++block)
-          table.panel[0][shape](panels.counts(chunk, block), panels.columns() + panels.start(chunk, block).column,
-                                packed.data() + panels.start(chunk, block).value, panels.panels(chunk),
-                                x.data() + block * panel_depth * width, block > 0, y.data());
+        const Heap<T> y(chunk_rows * width);
+        for (std::int64_t b = 0; b < panels.blocks(); ++b) {
+          const PanelPattern::Block block = panels.block(chunk, b);
+          table.panel[0][shape](block.panels, block.count, panels.columns() + block.place, packed.data() + block.place,
+                                x.data() + b * (panel_depth + 1) * width, b > 0, y.data());
+        }
         for (std::int64_t r = chunk * chunk_rows; r < std::min(rows, (chunk + 1) * chunk_rows); ++r)
           for (std::int64_t j = 0; j < width; ++j) {
             double exact = 0, magnitude = 0;
             for (std::int64_t i = indptr[static_cast<std::size_t>(r)]; i < indptr[static_cast<std::size_t>(r) + 1];
                  ++i) {
-              const double product = static_cast<double>(values[i]) *
-                                     static_cast<double>(x[columns[static_cast<std::size_t>(i)] * width + j]);
+              const std::int64_t column = columns[static_cast<std::size_t>(i)], at = column + column / panel_depth;
+              const double product = static_cast<double>(values[i]) * static_cast<double>(x[at * width + j]);
               exact += product;
               magnitude += std::abs(product);
             }
