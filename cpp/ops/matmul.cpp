@@ -77,7 +77,7 @@ class PanelRows {
   std::int64_t rows() const { return a_.rows(); }
   std::int64_t cols() const { return a_.cols(); }
   std::int64_t chunks() const { return a_.chunks(); }
-  std::int64_t first_row(std::int64_t chunk) const { return std::min(a_.rows(), chunk * chunk_rows); }
+  std::int64_t first_row(std::int64_t chunk) const { return std::min(a_.rows(), chunk * a_.chunk_rows()); }
   std::int64_t blocks() const { return std::max<std::int64_t>(1, a_.blocks()); }
   std::int64_t room(std::int64_t rows) const { return (rows + panel_rows - 1) / panel_rows * panel_rows; }
   void multiply(std::int64_t chunk, std::int64_t block, int shape, const T* x, T* y) const {

@@ -15,18 +15,23 @@ namespace gossamer {
 namespace {
 
 constexpr std::int64_t words = panel_depth / 64;
-constexpr std::int64_t chunk_panels = chunk_rows / panel_rows;
+
+// Even chunks, and eight of a smaller matrix, so that threads have something to share.
+std::int64_t rows_of_a_chunk(std::int64_t rows) {
+  const auto parts = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
+  const std::int64_t chunks =
+      std::max({std::int64_t{1}, parts(rows, max_chunk_rows), std::min<std::int64_t>(8, parts(rows, 64))});
+  return std::max<std::int64_t>(1, parts(parts(rows, chunks), panel_rows)) * panel_rows;
+}
 
 // What a chunk keeps of a block, and the order of its rows.
 struct ChunkBlock {
-  std::uint64_t kept[chunk_rows][words];
-  std::int64_t counts[chunk_rows];
-  std::uint8_t order[chunk_rows];
+  std::uint64_t kept[max_chunk_rows][words];
+  std::int64_t counts[max_chunk_rows];
+  std::uint8_t order[max_chunk_rows];
   std::int64_t rows;  // whole panels
 
-  void read(const std::uint8_t* mask, std::int64_t all_rows, std::int64_t cols, std::int64_t chunk,
-            std::int64_t block) {
-    const std::int64_t first = chunk * chunk_rows, here = std::min(chunk_rows, all_rows - first);
+  void read(const std::uint8_t* mask, std::int64_t first, std::int64_t here, std::int64_t cols, std::int64_t block) {
     const std::int64_t bytes = row_bytes(cols), offset = block * panel_depth / 8;
     const auto size = static_cast<std::size_t>(std::min(panel_depth / 8, bytes - offset));
     rows = (here + panel_rows - 1) / panel_rows * panel_rows;
@@ -46,14 +51,15 @@ struct ChunkBlock {
 }  // namespace
 
 PanelPattern::PanelPattern(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols)
-    : rows_(rows), cols_(cols), nnz_(count_bits(mask, rows * row_bytes(cols))) {
+    : rows_(rows), cols_(cols), nnz_(count_bits(mask, rows * row_bytes(cols))), chunk_rows_(rows_of_a_chunk(rows)) {
   starts_.resize(static_cast<std::size_t>(chunks() * blocks() + 1));
   PerWorker<ChunkBlock> scratch;
   // f(the block, its panels, its Start) for all blocks
   const auto for_blocks = [&](auto&& f) {
     parallel_for(chunks(), scratch, [&](std::int64_t chunk, ChunkBlock& s) {
+      const std::int64_t first = chunk * chunk_rows_;
       for (std::int64_t block = 0; block < blocks(); ++block) {
-        s.read(mask, rows, cols, chunk, block);
+        s.read(mask, first, std::min(chunk_rows_, rows - first), cols, block);
         std::int64_t panels = s.rows / panel_rows;
         while (block > 0 && panels > 0 && s.counts[s.order[(panels - 1) * panel_rows]] == 0) --panels;
         f(s, panels, block, starts_.data() + chunk * blocks() + block);
@@ -102,8 +108,8 @@ std::int64_t PanelPattern::nbytes() const {
 template <class F>
 void PanelPattern::for_values(const std::int64_t* indptr, F&& f) const {
   parallel_for(chunks(), [&](std::int64_t chunk) {
-    std::int64_t next[chunk_rows] = {};
-    std::copy(indptr + chunk * chunk_rows, indptr + std::min(rows_, (chunk + 1) * chunk_rows), next);
+    std::int64_t next[max_chunk_rows] = {};
+    std::copy(indptr + chunk * chunk_rows_, indptr + std::min(rows_, (chunk + 1) * chunk_rows_), next);
     for (std::int64_t b = 0; b < blocks(); ++b) {
       const std::int64_t none = std::min(panel_depth, cols_ - b * panel_depth);
       Block at = block(chunk, b);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The panel format: rows that keep about as many columns of a block, four at a time.
 //
-// 32 panels make a chunk, and `panel_depth` columns of the matrix a block, so that the rows of X which a block needs
-// lie in the L1 cache while the rows of a chunk pass. In every block of a chunk the rows are put in the order of how
-// many columns they keep, the most first, and four in that order make a panel: the kernel walks all four together, and
-// its loop seldom ends elsewhere than the last time. A panel holds, for each step, a column within the block and a
+// Up to 256 rows make a chunk, and `panel_depth` columns of the matrix a block, so that the rows of X which a block
+// needs lie in the L1 cache while the rows of a chunk pass. In every block of a chunk the rows are put in the order of
+// how many columns they keep, the most first, and four in that order make a panel: the kernel walks all four together,
+// and its loop seldom ends elsewhere than the last time. A panel holds, for each step, a column within the block and a
 // value of each of its rows; a row that ends early is filled up with zeros and the column past the block (where the
 // packed X has a row of zeros). Panels that keep nothing are left out, but for the first block, where they start the
 // sums.
@@ -19,7 +19,7 @@ namespace gossamer {
 
 // Columns of a block, and the longest chain of additions.
 inline constexpr std::int64_t panel_depth = 128;
-inline constexpr std::int64_t chunk_rows = 128;
+inline constexpr std::int64_t max_chunk_rows = 256;
 
 class PanelPattern {
  public:
@@ -31,7 +31,8 @@ class PanelPattern {
   std::int64_t nnz() const { return nnz_; }
   std::int64_t room() const { return starts_.back().place; }  // of the values: nnz and what is filled up
   std::int64_t nbytes() const;
-  std::int64_t chunks() const { return (rows_ + chunk_rows - 1) / chunk_rows; }
+  std::int64_t chunk_rows() const { return chunk_rows_; }
+  std::int64_t chunks() const { return (rows_ + chunk_rows_ - 1) / chunk_rows_; }
   std::int64_t blocks() const { return (cols_ + panel_depth - 1) / panel_depth; }
 
   // The panels of a block of a chunk, and where their columns and values begin.
@@ -50,7 +51,7 @@ class PanelPattern {
   template <class F>
   void for_values(const std::int64_t* indptr, F&& f) const;
 
-  std::int64_t rows_, cols_, nnz_;
+  std::int64_t rows_, cols_, nnz_, chunk_rows_;
   std::vector<Panel> panels_;
   std::vector<std::uint8_t> columns_;
   struct Start {

@@ -576,13 +576,13 @@ TEST(panels_are_within_rounding_on_every_table) {
         std::fill(x.data() + end * width, x.data() + (end + 1) * width, T{0});
       }
       for (std::int64_t chunk = 0; chunk < panels.chunks(); ++chunk) {
-        const Heap<T> y(chunk_rows * width);
+        const Heap<T> y(panels.chunk_rows() * width);
         for (std::int64_t b = 0; b < panels.blocks(); ++b) {
           const PanelPattern::Block block = panels.block(chunk, b);
           table.panel[0][shape](block.panels, block.count, panels.columns() + block.place, packed.data() + block.place,
                                 x.data() + b * (panel_depth + 1) * width, b > 0, y.data());
         }
-        for (std::int64_t r = chunk * chunk_rows; r < std::min(rows, (chunk + 1) * chunk_rows); ++r)
+        for (std::int64_t r = chunk * panels.chunk_rows(); r < std::min(rows, (chunk + 1) * panels.chunk_rows()); ++r)
           for (std::int64_t j = 0; j < width; ++j) {
             double exact = 0, magnitude = 0;
             for (std::int64_t i = indptr[static_cast<std::size_t>(r)]; i < indptr[static_cast<std::size_t>(r) + 1];
@@ -592,8 +592,8 @@ TEST(panels_are_within_rounding_on_every_table) {
               exact += product;
               magnitude += std::abs(product);
             }
-            CHECK(close(y[(r - chunk * chunk_rows) * width + j], exact, magnitude), "panel %s shape=%d", isa.name,
-                  shape);
+            CHECK(close(y[(r - chunk * panels.chunk_rows()) * width + j], exact, magnitude), "panel %s shape=%d",
+                  isa.name, shape);
           }
       }
     }
