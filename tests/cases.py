@@ -32,7 +32,7 @@ SEED = 20250307
 FLOATS = (np.float32, np.float64)  # what products take
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.float16, BFLOAT16, *FLOATS)  # what scores, masks, pruning and statistics take
-TOLERANCE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14}
+TOLERANCE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14, np.dtype(np.float16): 2e-3}
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
 
 

@@ -99,7 +99,9 @@ def test_panels_keep_their_sums_in_registers(
 ) -> None:
     """The values of a step are loaded once and spread by permutations; no sum goes to the stack."""
     for vectors in range(1, widest + 1):
-        kernel = body(objects, level, f"::spmm_panel<gossamer::(anonymous namespace)::VF32, float, {vectors}, float>")
+        kernel = body(
+            objects, level, f"::spmm_panel<gossamer::(anonymous namespace)::VF32, float, {vectors}, false, float>"
+        )
         assert len(re.findall(rf"vfmadd\d+ps.*%{register}", kernel)) == 4 * vectors
         assert len(re.findall(rf"vpermilps.*%{register}", kernel)) == 4
         assert not re.search(r"vbroadcastss \d*\(", kernel)

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 import gossamer as gs
-from cases import FLOATS, LAYOUTS, assert_same_bits, generator, right_or_refused
+from cases import FLOATS, LAYOUTS, assert_close, assert_same_bits, generator, right_or_refused
 from gossamer import reference
 
 FORMATS = ("csr", "panel", "bitmask", "dense", "auto")
@@ -342,3 +342,75 @@ def test_the_matrix_operator_and_repr() -> None:
     assert "31" in text
     assert "csr" in text
     assert len(text) < 300
+
+
+# patterns that a format names
+
+
+@pytest.mark.parametrize("form", ["2:4", "1:4", "3:8", "n:m", "bsr:8x1", "bsr:4x4", "bsr:1x8", "bsr:3x2"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_formats_of_a_pattern(form: str, dtype: type) -> None:
+    w = generator("pattern", form).standard_normal((72, 240)).astype(dtype)
+    pattern = "2:4" if form == "n:m" else form.replace("bsr", "block")
+    pruned, mask = gs.prune(w, pattern=pattern, sparsity=0.6 if "block" in pattern else None)
+    a = gs.SparseMatrix.from_dense(w, mask, format=form)
+    assert a.format == pattern.replace("block", "bsr")
+    assert a.plan.startswith(a.format)
+    assert_same_bits(a.to_dense(), pruned)
+    assert_same_bits(np.asarray(a.values), pruned[mask.to_dense()])
+    for n in (1, 2, 5, 9, 70):
+        x = generator("pattern x", n).standard_normal((240, n)).astype(dtype)
+        y, scale = pruned.astype(np.float64) @ x.astype(np.float64), abs(pruned).astype(float) @ abs(x).astype(float)
+        assert_close(gs.matmul(a, x), y, scale, dtype)
+    for copied in (copy.deepcopy(a), pickle.loads(pickle.dumps(a)), a.with_values(a.values)):
+        assert copied.format == a.format
+        assert_same_bits(copied.to_dense(), pruned)
+
+
+def test_vectors_need_one_index_for_four_rows() -> None:
+    w = generator("vectors").standard_normal((1021, 512)).astype(np.float32)  # the last vector has five rows
+    kept = np.repeat(generator("vectors kept").random((128, 512)) < 0.5, 8, axis=0)[:1021]
+    a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(kept), format="panel")
+    gs.matmul(a, np.ones((512, 8), np.float32))
+    assert a.nbytes < a.nnz * 4.4 + a.mask.packed.nbytes + 8 * 1022
+    assert_same_bits(a.to_dense(), np.where(kept, w, np.float32(0)))
+    x = generator("vectors x").standard_normal((512, 40)).astype(np.float32)
+    assert_close(gs.matmul(a, x), np.where(kept, w, 0).astype(np.float64) @ x, abs(w * kept) @ abs(x), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("2:4", "must keep at most 2 of every 4, got more in row 0, group 1"),
+        ("2:5", "must divide the rows into groups"),
+        ("5:4", "must have N <= M <= 32, got 5:4"),
+        ("2:40", "must have N <= M <= 32, got 2:40"),
+        ("0:0", "must have N <= M <= 32, got 0:0"),
+        ("n:m", "must keep N of every M <= 32"),
+        ("bsr:2x2", "must keep whole 2x2 blocks, got a part of block .0, 2."),
+        ("bsr:3x1", "must divide the shape into blocks"),
+        ("bsr:0x1", "format must be one of"),
+        ("bsr:4", "format must be one of"),
+        ("bsr:", "format must be one of"),
+        ("1:2:4", "format must be one of"),
+        ("²:4", "format must be one of"),
+    ],
+)
+def test_formats_that_a_mask_does_not_have(form: str, message: str) -> None:
+    kept = np.zeros((4, 12), bool)
+    kept[0, 4:7] = True
+    with pytest.raises(ValueError, match=f"^SparseMatrix.from_dense: .*{message}"):
+        gs.SparseMatrix.from_dense(np.ones((4, 12), np.float32), gs.Mask.from_dense(kept), format=form)
+
+
+@pytest.mark.parametrize("rows", ["power law", "one full row"])
+def test_skewed_rows(rows: str) -> None:
+    r = generator("skewed", rows)
+    share = np.minimum(1, 40 / np.arange(1, 701)) if rows == "power law" else np.arange(700) == 333
+    kept = r.random((700, 900)) < share[:, None]
+    w = np.where(kept, r.standard_normal((700, 900)), 0).astype(np.float32)
+    x = r.standard_normal((900, 33)).astype(np.float32)
+    for form in FORMATS:
+        a = gs.SparseMatrix.from_dense(w, format=form)
+        assert_close(gs.matmul(a, x), w.astype(np.float64) @ x, abs(w) @ abs(x), np.float32)
+        assert_same_bits(a.to_dense(), w)

@@ -116,10 +116,10 @@ struct TypedKernels {
                              bool add, T* y);
   static constexpr int max_shape = 4;
   static constexpr int storages = static_cast<int>(Storage::count);
-  int columns;                            // of a tile of shape 1
-  Spmm spmm[storages][2][max_shape + 1];  // [..][32-bit, 64-bit indices][..]
-  int panel_shapes;                       // the widest tile whose sums fit into the registers
-  SpmmPanel panel[storages][max_shape + 1];
+  int columns;                                  // of a tile of shape 1
+  Spmm spmm[storages][2][max_shape + 1];        // [..][32-bit, 64-bit indices][..]
+  int panel_shapes;                             // the widest tile whose sums fit into the registers
+  SpmmPanel panel[storages][2][max_shape + 1];  // [..][whether the rows share their columns][..]
   // spmv_bitmask.inl.hpp: with n columns of X, [n][stride], padded with zeros to a multiple of `columns`
   using Spmv = void (*)(const std::uint8_t* mask, i64 mask_bytes, i64 cols, const i64* indptr, const void* values,
                         i64 end, i64 first, i64 last, const T* x, i64 stride, T* y);

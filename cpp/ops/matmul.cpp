@@ -71,13 +71,13 @@ class PanelRows {
       : a_(a),
         values_(static_cast<const char*>(values)),
         value_size_(size_of(dtype)),
-        kernels_(kernels<T>().panel[static_cast<int>(storage_of(dtype))]) {}
+        kernels_(kernels<T>().panel[static_cast<int>(storage_of(dtype))][a.shared()]) {}
   static int shapes() { return kernels<T>().panel_shapes; }
   static int width(int shape) { return shape == 0 ? kernels<T>().columns / 2 : shape * kernels<T>().columns; }
   std::int64_t rows() const { return a_.rows(); }
   std::int64_t cols() const { return a_.cols(); }
   std::int64_t chunks() const { return a_.chunks(); }
-  std::int64_t first_row(std::int64_t chunk) const { return std::min(a_.rows(), chunk * a_.chunk_rows()); }
+  std::int64_t first_row(std::int64_t chunk) const { return a_.first_row(chunk); }
   std::int64_t blocks() const { return std::max<std::int64_t>(1, a_.blocks()); }
   std::int64_t room(std::int64_t rows) const { return (rows + panel_rows - 1) / panel_rows * panel_rows; }
   void multiply(std::int64_t chunk, std::int64_t block, int shape, const T* x, T* y) const {
@@ -86,7 +86,7 @@ class PanelRows {
       return;
     }
     const PanelPattern::Block b = a_.block(chunk, block);
-    kernels_[shape](b.panels, b.count, a_.columns() + b.place, values_ + b.place * value_size_,
+    kernels_[shape](b.panels, b.count, b.columns, values_ + b.place * value_size_,
                     x + block * (panel_depth + 1) * width(shape), block > 0, y);
   }
 

@@ -6,8 +6,9 @@
 // how many columns they keep, the most first, and four in that order make a panel: the kernel walks all four together,
 // and its loop seldom ends elsewhere than the last time. A panel holds, for each step, a column within the block and a
 // value of each of its rows; a row that ends early is filled up with zeros and the column past the block (where the
-// packed X has a row of zeros). Panels that keep nothing are left out, but for the first block, where they start the
-// sums.
+// packed X has a row of zeros). If all rows 4i to 4i + 3 of the matrix keep the same columns (vectors and blocks along
+// the output axis), they are a panel whose steps have one column. Panels that keep nothing are left out, but for the
+// first block, where they start the sums.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -29,19 +30,20 @@ class PanelPattern {
   std::int64_t rows() const { return rows_; }
   std::int64_t cols() const { return cols_; }
   std::int64_t nnz() const { return nnz_; }
+  bool shared() const { return shared_; }
   std::int64_t room() const { return starts_.back().place; }  // of the values: nnz and what is filled up
   std::int64_t nbytes() const;
-  std::int64_t chunk_rows() const { return chunk_rows_; }
-  std::int64_t chunks() const { return (rows_ + chunk_rows_ - 1) / chunk_rows_; }
+  std::int64_t chunks() const { return static_cast<std::int64_t>(first_rows_.size()) - 1; }
+  std::int64_t first_row(std::int64_t chunk) const { return first_rows_[static_cast<std::size_t>(chunk)]; }
   std::int64_t blocks() const { return (cols_ + panel_depth - 1) / panel_depth; }
 
-  // The panels of a block of a chunk, and where their columns and values begin.
+  // The panels of a block of a chunk, their columns, and where their values begin.
   struct Block {
     const Panel* panels;
+    const std::uint8_t* columns;
     std::int64_t count, place;
   };
   Block block(std::int64_t chunk, std::int64_t block) const;
-  const std::uint8_t* columns() const { return columns_.data(); }
 
   // Values [nnz] from row-major order (indptr [rows + 1]) to the order of the panels ([room]), and back.
   void pack(const std::int64_t* indptr, DType dtype, const void* row_major, void* packed) const;
@@ -51,7 +53,9 @@ class PanelPattern {
   template <class F>
   void for_values(const std::int64_t* indptr, F&& f) const;
 
-  std::int64_t rows_, cols_, nnz_, chunk_rows_;
+  std::int64_t rows_, cols_, nnz_ = 0;
+  bool shared_;
+  std::vector<std::int64_t> first_rows_;  // of the chunks
   std::vector<Panel> panels_;
   std::vector<std::uint8_t> columns_;
   struct Start {

@@ -10,7 +10,7 @@ import numpy as np
 from gossamer import _core
 from gossamer._arrays import Array, Host, give_back, host, matrix_shape, output, require_float
 from gossamer.masks import Mask
-from gossamer.sparse import FEW, Plan, SparseMatrix, Structure
+from gossamer.sparse import FEW, SparseMatrix, Structure, _as_asked
 
 
 def matmul(
@@ -200,7 +200,7 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     if out is not None and (np.may_share_memory(values, left) or np.may_share_memory(values, right)):
         raise ValueError(f"{f}: out must not overlap with x or y")
     _core.sddmm(f, left, right, *structure.shape, *structure.csr(), values)
-    return SparseMatrix._make(structure, values.view() if out is not None else values, Plan("csr", "csr", "csr: sddmm"))
+    return SparseMatrix._make(structure, values.view() if out is not None else values, _as_asked("csr"))
 
 
 def _common(x: Host, y: Host, function: str) -> np.dtype[Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +16,12 @@ from gossamer.masks import Mask, packed_bits
 if TYPE_CHECKING:
     import scipy.sparse
 
-_FORMATS = ("auto", "csr", "panel", "bitmask", "dense")
-_LATER = ("n:m", "bsr")
+_FORMATS = ("auto", "csr", "panel", "bitmask", "dense", "n:m", "N:M", "bsr:RxC")
+_KERNELS = ("csr", "panel", "bitmask", "dense")
 # What format="auto" goes by: products with at most FEW columns take turns with memory, others with the multipliers.
 # The densities are where the formats meet each other and OpenBLAS's dense product (`python bench/product_targets.py`).
 FEW = 4
+_AS_PANELS = f"as asked for, multiplied as panels, and as a bitmask with 1 to {FEW} columns"
 CSR_UP_TO = 0.06
 DENSE_ABOVE = 0.55
 
@@ -104,15 +106,12 @@ class Structure:
 
 
 class Plan(NamedTuple):
-    """The formats of a matrix: for products with many columns of X (FEW or fewer go another way)."""
+    """What multiplies: with many columns of X, and with FEW or fewer; the format that was asked for, and why."""
 
     many: str
     few: str
+    asked: str
     text: str
-
-    @property
-    def asked(self) -> str:
-        return self.many if self.many == self.few else "auto"
 
 
 def _freeze(*arrays: Host) -> Any:
@@ -193,17 +192,18 @@ class SparseMatrix:
         ----------
         w : float32, float64, float16 or bfloat16, read as the matrix ``[shape[0], rest]``.
         mask : what is kept, zeros included; None keeps everything that is not zero.
-        format : ``"csr"``, ``"panel"`` (for products with eight columns or more), ``"bitmask"`` (for one to four),
+        format : ``"csr"``, ``"panel"`` (for products with more than a few columns), ``"bitmask"`` (for one to four),
             ``"dense"``, or ``"auto"``: by the density, csr, dense, or panel and bitmask (the panels are made at the
-            first product that needs them); ``a.plan`` says why.
+            first product that needs them); ``a.plan`` says why. ``"2:4"`` (any N:M up to 32) and ``"bsr:8x1"`` (any
+            block) also check that the mask is of that pattern: at most N of every M consecutive elements of a row, or
+            whole blocks; ``"n:m"`` reads N and M off the mask. They are multiplied as panels, which need no filling up
+            for N:M and one column index for four rows where blocks have a multiple of four rows.
         dtype : of the values; None keeps ``w``'s.
 
         Raises
         ------
         TypeError, ValueError
-            A dtype that is not supported, a mask of another shape, an unknown format.
-        NotImplementedError
-            A format of the API that this version does not have yet.
+            A dtype that is not supported, a mask of another shape, an unknown format, one that the mask does not have.
         """
         dense = host(w, "SparseMatrix.from_dense", "w")
         shape = matrix_shape(dense.shape)
@@ -251,7 +251,7 @@ class SparseMatrix:
             raise ValueError(f"{f}: values must have as many entries as indices, {columns.shape}, got {data.shape}")
         _core.check_csr(f, rows, cols, starts, columns)
         structure = Structure((rows, cols), csr=(starts, columns.astype(index_dtype(cols), copy=False)))
-        return cls._make(structure, np.array(data, dtype, order="C"), Plan("csr", "csr", "csr: as given"))
+        return cls._make(structure, np.array(data, dtype, order="C"), _as_asked("csr"))
 
     @classmethod
     def _from_mask(cls, mask: Mask, values: Host, format: str) -> SparseMatrix:
@@ -315,8 +315,8 @@ class SparseMatrix:
 
     @property
     def format(self) -> str:
-        """What products take; those with few columns may take another, see ``plan``."""
-        return self._plan.many
+        """What was asked for; of "auto", what products take (those with few columns may take another, see ``plan``)."""
+        return self._plan.many if self._plan.asked == "auto" else self._plan.asked
 
     @property
     def plan(self) -> str:
@@ -378,30 +378,88 @@ class SparseMatrix:
 
 
 def _rebuild(
-    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: tuple[str, str, str]
+    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: tuple[str, str, str, str]
 ) -> SparseMatrix:
     a = SparseMatrix.from_csr(indptr, indices, values, shape)  # a pickle is checked like anything from outside
-    if not (isinstance(plan, tuple) and len(plan) == 3 and all(isinstance(part, str) for part in plan)):
-        raise TypeError(f"SparseMatrix: the plan must be three strings, got {plan!r}")
-    many, few, text = plan
-    if many not in _FORMATS[1:] or few not in _FORMATS[1:] or (many != few and (many, few) != ("panel", "bitmask")):
+    if not (isinstance(plan, tuple) and len(plan) == 4 and all(isinstance(part, str) for part in plan)):
+        raise TypeError(f"SparseMatrix: the plan must be four strings, got {plan!r}")
+    many, few, asked, text = plan
+    if asked != "auto":
+        return SparseMatrix._make(a._structure, a.values, _choose(asked, a._structure, "SparseMatrix"))
+    if (many, few) not in (("csr", "csr"), ("panel", "bitmask"), ("dense", "dense")):
         raise ValueError(f"SparseMatrix: the plan must name formats, got {plan!r}")
-    return SparseMatrix._make(a._structure, a.values, Plan(many, few, text))
+    return SparseMatrix._make(a._structure, a.values, Plan(many, few, asked, text))
+
+
+def _as_asked(format: str) -> Plan:
+    return Plan(format, format, format, f"{format}: as asked for")
 
 
 def _choose(format: str, structure: Structure, function: str) -> Plan:
     if not isinstance(format, str):
         raise TypeError(f"{function}: format must be a str, got {format!r}")
-    if format in _FORMATS[1:]:
-        return Plan(format, format, f"{format}: as asked for")
-    rows, cols = structure.shape
-    density = structure.nnz / (rows * cols) if rows * cols else 0.0
+    if format in _KERNELS:
+        return _as_asked(format)
     if format == "auto":
-        return _plan(density)
-    if format in _LATER or format.startswith("bsr:") or format.replace(":", "").isdigit():
-        here = ", ".join(_FORMATS)
-        raise NotImplementedError(f"{function}: format {format!r} is not in this version ({here} are)")
-    raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS + _LATER)}, got {format!r}")
+        rows, cols = structure.shape
+        return _plan(structure.nnz / (rows * cols) if rows * cols else 0.0)
+    if match := re.fullmatch(r"bsr:([1-9]\d{0,8})x([1-9]\d{0,8})", format, re.ASCII):
+        _check_blocks(structure.mask(), int(match[1]), int(match[2]), function)
+        return Plan("panel", "bitmask", format, f"{format}: {_AS_PANELS}")
+    if format == "n:m":
+        keep, of = _find_n_of_m(structure, function)
+        return Plan("panel", "bitmask", f"{keep}:{of}", f"{keep}:{of}: {_AS_PANELS}")
+    if match := re.fullmatch(r"(\d{1,2}):(\d{1,2})", format, re.ASCII):
+        _check_n_of_m(structure, int(match[1]), int(match[2]), function)
+        return Plan("panel", "bitmask", format, f"{format}: {_AS_PANELS}")
+    raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS)}, got {format!r}")
+
+
+def _check_blocks(mask: Mask, height: int, width: int, function: str) -> None:
+    rows, cols = mask.shape
+    if rows % height or cols % width:
+        raise ValueError(
+            f"{function}: format bsr:{height}x{width} must divide the shape into blocks, got {(rows, cols)}"
+        )
+    kept = mask.to_dense().reshape(rows // height, height, cols // width, width)
+    parts = np.argwhere(kept.any((1, 3)) & ~kept.all((1, 3)))
+    if len(parts):
+        where = tuple(int(i) for i in parts[0])
+        raise ValueError(f"{function}: mask must keep whole {height}x{width} blocks, got a part of block {where}")
+
+
+def _kept_of_groups(structure: Structure, of: int) -> Host:
+    """How many of every ``of`` consecutive elements of a row are kept."""
+    rows, cols = structure.shape
+    counts: Host = structure.mask().to_dense().reshape(rows, cols // of, of).sum(2, dtype=np.int64)
+    return counts
+
+
+def _check_n_of_m(structure: Structure, keep: int, of: int, function: str) -> None:
+    rows, cols = structure.shape
+    if not 0 < of <= 32 or keep > of:
+        raise ValueError(f"{function}: format N:M must have N <= M <= 32, got {keep}:{of}")
+    if cols % of:
+        raise ValueError(f"{function}: format {keep}:{of} must divide the rows into groups, got {(rows, cols)}")
+    over = np.argwhere(_kept_of_groups(structure, of) > keep)
+    if len(over):
+        row, group = (int(i) for i in over[0])
+        raise ValueError(
+            f"{function}: mask must keep at most {keep} of every {of}, got more in row {row}, group {group}"
+        )
+
+
+def _find_n_of_m(structure: Structure, function: str) -> tuple[int, int]:
+    """The smallest M of which every group keeps as many."""
+    rows, cols = structure.shape
+    for of in range(2, 33):
+        if cols % of == 0 and structure.nnz * of % max(1, rows * cols) == 0:
+            kept = _kept_of_groups(structure, of)
+            if kept.size and (kept == kept.flat[0]).all():
+                return int(kept.flat[0]), of
+    raise ValueError(
+        f"{function}: mask must keep N of every M <= 32 consecutive elements for format 'n:m', got another"
+    )
 
 
 def _plan(density: float) -> Plan:
@@ -413,7 +471,7 @@ def _plan(density: float) -> Plan:
         many = few = "dense"
     which = many if many == few else f"{many}, {few} for 1 to {FEW} columns"
     bounds = f"csr up to {CSR_UP_TO}, dense from {DENSE_ABOVE} on"
-    return Plan(many, few, f"{which}: the density is {density:.4f} ({bounds})")
+    return Plan(many, few, "auto", f"{which}: the density is {density:.4f} ({bounds})")
 
 
 def _value_dtype(dtype: Any, function: str) -> Any:
