@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 import gossamer as gs
 from cases import generator
+
+os.environ["GOSSAMER_CALIBRATE"] = "0"  # plans come from built-in costs, and no test writes to a home
 
 settings.register_profile(
     "fixed",

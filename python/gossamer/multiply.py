@@ -10,7 +10,8 @@ import numpy as np
 from gossamer import _core
 from gossamer._arrays import Array, Host, give_back, host, matrix_shape, output, require_float
 from gossamer.masks import Mask
-from gossamer.sparse import FEW, SparseMatrix, Structure, _as_asked
+from gossamer.plan import as_asked
+from gossamer.sparse import SparseMatrix, Structure
 
 
 def matmul(
@@ -108,7 +109,7 @@ def _product(
         raise ValueError(f"{f}: residual must have the shape of the result {shape}, got {r.shape}")
     if r is not None and vector:
         r = r.reshape(to.shape)
-    form = a._plan.few if n <= FEW else a._plan.many
+    form = a._plan.kernel(n)
     if form == "dense":
         _dense_product(f, a, matrix, linear, b, act, r, to)
         return result
@@ -140,8 +141,7 @@ def _dense_product(
     _core.check_product(f, *a.shape, x, linear, bias, act, residual, out)
     if residual is not None and np.may_share_memory(residual, out):
         residual = residual.copy()
-    w = a._dense
-    assert w is not None
+    w = a._in_dense()
     dtype = np.float64 if np.float64 in (w.dtype, x.dtype) else np.float32
     flat, w = (m.astype(dtype, copy=False) for m in (x.reshape(matrix_shape(x.shape)), w))
     left, right = (flat, w.T) if linear else (w, flat)
@@ -200,7 +200,7 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     if out is not None and (np.may_share_memory(values, left) or np.may_share_memory(values, right)):
         raise ValueError(f"{f}: out must not overlap with x or y")
     _core.sddmm(f, left, right, *structure.shape, *structure.csr(), values)
-    return SparseMatrix._make(structure, values.view() if out is not None else values, _as_asked("csr"))
+    return SparseMatrix._make(structure, values.view() if out is not None else values, as_asked("csr"))
 
 
 def _common(x: Host, y: Host, function: str) -> np.dtype[Any]:

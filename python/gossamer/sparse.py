@@ -3,27 +3,22 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gossamer import _core
 from gossamer._arrays import Array, Host, compute_dtype, empty, host, is_float, matrix_shape
 from gossamer.masks import Mask, packed_bits
+from gossamer.plan import KERNELS, Plan, as_asked, as_pattern, choose
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-_FORMATS = ("auto", "csr", "panel", "bitmask", "dense", "n:m", "N:M", "bsr:RxC")
-_KERNELS = ("csr", "panel", "bitmask", "dense")
-# What format="auto" goes by: products with at most FEW columns take turns with memory, others with the multipliers.
-# The densities are where the formats meet each other and OpenBLAS's dense product (`python bench/product_targets.py`).
-FEW = 4
-_AS_PANELS = f"as asked for, multiplied as panels, and as a bitmask with 1 to {FEW} columns"
-CSR_UP_TO = 0.06
-DENSE_ABOVE = 0.55
+_FORMATS = ("auto", *KERNELS, "n:m", "N:M", "bsr:RxC")
 
 
 def index_dtype(cols: int) -> type[np.signedinteger[Any]]:
@@ -105,15 +100,6 @@ class Structure:
         return held
 
 
-class Plan(NamedTuple):
-    """What multiplies: with many columns of X, and with FEW or fewer; the format that was asked for, and why."""
-
-    many: str
-    few: str
-    asked: str
-    text: str
-
-
 def _freeze(*arrays: Host) -> Any:
     for array in arrays:
         array.flags.writeable = False
@@ -139,7 +125,7 @@ class SparseMatrix:
 
     __slots__ = ("_dense", "_panel_values", "_plan", "_structure", "_values")
 
-    # The values are held in row-major order, or in that of the panels, or both; or in a dense array.
+    # The values are held in row-major order, in that of the panels, in a dense array, or in several of these.
     _structure: Structure
     _values: Host | None
     _panel_values: Host | None
@@ -158,20 +144,30 @@ class SparseMatrix:
         a._panel_values = a._dense = None
         a._values = values
         _freeze(values)
-        if plan.many == "dense":
-            dense = empty(structure.shape, values.dtype, "SparseMatrix")
-            dense[...] = 0
-            _core.values_to_dense(*structure.shape, *structure.csr(), values, dense)
-            _freeze(dense)
-            a._dense, a._values = dense, None
-        if plan.few == "panel":
+        kernels = plan.kernels
+        if "csr" in kernels:
+            structure.csr()  # now, and not at the first product
+        if "bitmask" in kernels:
+            structure.mask(), structure.indptr()
+        if kernels == {"dense"}:
+            a._in_dense()
+            a._values = None
+        if kernels == {"panel"}:
             a._in_panels()
             a._values = None
-        if "csr" in plan:
-            structure.csr()  # now, and not at the first product
-        if "bitmask" in plan:
-            structure.mask(), structure.indptr()
         return a
+
+    def _in_dense(self) -> Host:
+        """A dense array; made when first asked for."""
+        structure = self._structure
+        with structure._lock:
+            if self._dense is None:
+                assert self._values is not None
+                dense = empty(structure.shape, self._values.dtype, "SparseMatrix")
+                dense[...] = 0
+                _core.values_to_dense(*structure.shape, *structure.csr(), self._values, dense)
+                (self._dense,) = _freeze(dense)
+            return self._dense
 
     def _in_panels(self) -> Host:
         """The values in the order of the panels; made when first asked for."""
@@ -218,7 +214,7 @@ class SparseMatrix:
         values = values.astype(
             _value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False
         )
-        return cls._make(structure, values, _choose(format, structure, "SparseMatrix.from_dense"))
+        return cls._make(structure, values, _choose(format, structure, values.dtype, "SparseMatrix.from_dense"))
 
     @classmethod
     def from_csr(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> SparseMatrix:
@@ -251,7 +247,7 @@ class SparseMatrix:
             raise ValueError(f"{f}: values must have as many entries as indices, {columns.shape}, got {data.shape}")
         _core.check_csr(f, rows, cols, starts, columns)
         structure = Structure((rows, cols), csr=(starts, columns.astype(index_dtype(cols), copy=False)))
-        return cls._make(structure, np.array(data, dtype, order="C"), _as_asked("csr"))
+        return cls._make(structure, np.array(data, dtype, order="C"), as_asked("csr"))
 
     @classmethod
     def _from_mask(cls, mask: Mask, values: Host, format: str) -> SparseMatrix:
@@ -261,7 +257,8 @@ class SparseMatrix:
             raise ValueError(f"{f}: values must have the shape {(mask.nnz,)}, got {values.shape}")
         shape = matrix_shape(mask.shape)
         structure = Structure(shape, mask=Mask._own(shape, mask.packed, mask.nnz))
-        return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), _choose(format, structure, f))
+        plan = _choose(format, structure, values.dtype, f)
+        return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), plan)
 
     @classmethod
     def from_scipy(cls, a: Any) -> SparseMatrix:
@@ -315,8 +312,8 @@ class SparseMatrix:
 
     @property
     def format(self) -> str:
-        """What was asked for; of "auto", what products take (those with few columns may take another, see ``plan``)."""
-        return self._plan.many if self._plan.asked == "auto" else self._plan.asked
+        """What was asked for; of "auto", what products with 64 columns take (others may take another, see ``plan``)."""
+        return self._plan.kernel(64) if self._plan.asked == "auto" else self._plan.asked
 
     @property
     def plan(self) -> str:
@@ -377,41 +374,35 @@ class SparseMatrix:
         return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self.format!r})"
 
 
-def _rebuild(
-    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: tuple[str, str, str, str]
-) -> SparseMatrix:
+def _rebuild(shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: Any) -> SparseMatrix:
     a = SparseMatrix.from_csr(indptr, indices, values, shape)  # a pickle is checked like anything from outside
-    if not (isinstance(plan, tuple) and len(plan) == 4 and all(isinstance(part, str) for part in plan)):
-        raise TypeError(f"SparseMatrix: the plan must be four strings, got {plan!r}")
-    many, few, asked, text = plan
-    if asked != "auto":
-        return SparseMatrix._make(a._structure, a.values, _choose(asked, a._structure, "SparseMatrix"))
-    if (many, few) not in (("csr", "csr"), ("panel", "bitmask"), ("dense", "dense")):
-        raise ValueError(f"SparseMatrix: the plan must name formats, got {plan!r}")
-    return SparseMatrix._make(a._structure, a.values, Plan(many, few, asked, text))
+    try:
+        steps, asked, text = plan
+        auto = Plan(tuple((operator.index(first), kernel) for first, kernel in steps), str(asked), str(text))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"SparseMatrix: the plan must be steps and two strings, got {plan!r}") from error
+    if auto.asked != "auto":
+        return SparseMatrix._make(a._structure, a.values, _choose(auto.asked, a._structure, a.dtype, "SparseMatrix"))
+    if not auto.steps or not all(kernel in KERNELS for _, kernel in auto.steps):
+        raise ValueError(f"SparseMatrix: the plan must name kernels, got {plan!r}")
+    return SparseMatrix._make(a._structure, a.values, auto)
 
 
-def _as_asked(format: str) -> Plan:
-    return Plan(format, format, format, f"{format}: as asked for")
-
-
-def _choose(format: str, structure: Structure, function: str) -> Plan:
+def _choose(format: str, structure: Structure, dtype: Any, function: str) -> Plan:
     if not isinstance(format, str):
         raise TypeError(f"{function}: format must be a str, got {format!r}")
-    if format in _KERNELS:
-        return _as_asked(format)
+    if format in KERNELS:
+        return as_asked(format)
     if format == "auto":
-        rows, cols = structure.shape
-        return _plan(structure.nnz / (rows * cols) if rows * cols else 0.0)
+        return choose(structure.shape, structure.nnz, dtype)
     if match := re.fullmatch(r"bsr:([1-9]\d{0,8})x([1-9]\d{0,8})", format, re.ASCII):
         _check_blocks(structure.mask(), int(match[1]), int(match[2]), function)
-        return Plan("panel", "bitmask", format, f"{format}: {_AS_PANELS}")
+        return as_pattern(format)
     if format == "n:m":
-        keep, of = _find_n_of_m(structure, function)
-        return Plan("panel", "bitmask", f"{keep}:{of}", f"{keep}:{of}: {_AS_PANELS}")
+        return as_pattern("{}:{}".format(*_find_n_of_m(structure, function)))
     if match := re.fullmatch(r"(\d{1,2}):(\d{1,2})", format, re.ASCII):
         _check_n_of_m(structure, int(match[1]), int(match[2]), function)
-        return Plan("panel", "bitmask", format, f"{format}: {_AS_PANELS}")
+        return as_pattern(format)
     raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS)}, got {format!r}")
 
 
@@ -460,18 +451,6 @@ def _find_n_of_m(structure: Structure, function: str) -> tuple[int, int]:
     raise ValueError(
         f"{function}: mask must keep N of every M <= 32 consecutive elements for format 'n:m', got another"
     )
-
-
-def _plan(density: float) -> Plan:
-    if density <= CSR_UP_TO:
-        many = few = "csr"
-    elif density <= DENSE_ABOVE:
-        many, few = "panel", "bitmask"
-    else:
-        many = few = "dense"
-    which = many if many == few else f"{many}, {few} for 1 to {FEW} columns"
-    bounds = f"csr up to {CSR_UP_TO}, dense from {DENSE_ABOVE} on"
-    return Plan(many, few, "auto", f"{which}: the density is {density:.4f} ({bounds})")
 
 
 def _value_dtype(dtype: Any, function: str) -> Any:

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernel multiplies a matrix: what each costs on this machine, measured once, and the choice it leads to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from gossamer import _core
+
+KERNELS = ("csr", "panel", "bitmask", "dense")
+COLUMNS = (1, 2, 4, 8, 32, 128, 512)  # of X, at which costs are known
+FEW = 4  # up to here the bitmask kernel goes through the matrix once
+
+# For every kernel and number of columns: nanoseconds an element of the matrix, and a kept one of them.
+Costs: TypeAlias = dict[str, list[tuple[float, float]]]
+
+# A 2-core Zen 5 with AVX-512 and OpenBLAS: `python -c "import gossamer.plan; print(gossamer.plan.measure())"`. For
+# small matrices, whose calls take microseconds everywhere, and where nothing may be measured (GOSSAMER_CALIBRATE=0).
+BUILT_IN: Costs = {
+    "csr": [(0.0009, 0.234), (0, 0.44), (0, 0.439), (0, 0.427), (0, 0.574), (0.0022, 1.68), (0.0227, 7.05)],
+    "panel": [
+        (0.0097, 0.125),
+        (0.0096, 0.125),
+        (0.0095, 0.126),
+        (0.0081, 0.126),
+        (0.016, 0.174),
+        (0.067, 0.626),
+        (0.26, 2.6),
+    ],
+    "bitmask": [(0.0198, 0.005), (0.0265, 0.0067), (0.0377, 0.0078), (0.074, 0.0145)],
+    "dense": [(0.0239, 0), (0.097, 0), (0.114, 0), (0.113, 0), (0.22, 0), (0.6, 0), (2.1, 0)],
+}
+
+_SMALL = 1 << 16  # elements of a matrix whose plan is not worth a measurement
+_KEEP_WITHIN = 1.05  # a kernel of fewer columns goes on while no other is faster by more
+_DENSE_CALL = 8e3  # nanoseconds that a dense product takes longer to start: it goes through numpy
+_MEASURE = 15_000_000  # nanoseconds for each measurement
+_CONVERSION = 0.4  # nanoseconds an element: 16-bit values are widened for BLAS at every call
+
+
+class Plan(NamedTuple):
+    """The kernels of a matrix by the number of columns of X, what was asked for, and why."""
+
+    steps: tuple[tuple[int, str], ...]  # (from so many columns on, this kernel), ascending from 1
+    asked: str
+    text: str
+
+    def kernel(self, columns: int) -> str:
+        chosen = self.steps[0][1]
+        for first, kernel in self.steps:
+            if columns >= first:
+                chosen = kernel
+        return chosen
+
+    @property
+    def kernels(self) -> set[str]:
+        return {kernel for _, kernel in self.steps}
+
+
+def as_asked(kernel: str) -> Plan:
+    return Plan(((1, kernel),), kernel, f"{kernel}: as asked for")
+
+
+def as_pattern(format: str) -> Plan:
+    text = f"{format}: as asked for, multiplied as panels, and as a bitmask with 1 to {FEW} columns"
+    return Plan(((1, "bitmask"), (FEW + 1, "panel")), format, text)
+
+
+def choose(shape: tuple[int, int], nnz: int, dtype: Any) -> Plan:
+    """The cheapest kernel for every number of columns, dense included."""
+    elements = shape[0] * shape[1]
+    if nnz == 0:
+        return Plan(((1, "csr"),), "auto", "csr: nothing is kept")
+    measured = elements >= _SMALL and os.environ.get("GOSSAMER_CALIBRATE") != "0"
+    costs = machine_costs() if measured else BUILT_IN
+
+    def nanoseconds(kernel: str, i: int) -> float:
+        element, kept = costs[kernel][i]
+        if kernel == "dense":
+            element += _CONVERSION if np.dtype(dtype).itemsize == 2 else 0
+        return elements * element + nnz * kept + (_DENSE_CALL if kernel == "dense" else 0)
+
+    steps: list[tuple[int, str]] = []
+    for i, columns in enumerate(COLUMNS):
+        times = {kernel: nanoseconds(kernel, i) for kernel in KERNELS if i < len(costs[kernel])}
+        best = min(times, key=times.__getitem__)
+        if steps and times.get(steps[-1][1], math.inf) <= _KEEP_WITHIN * times[best]:
+            continue
+        if not steps or steps[-1][1] != best:
+            steps.append((1 if not steps else 1 + math.isqrt(COLUMNS[i - 1] * (columns - 1)), best))
+    return Plan(tuple(steps), "auto", _explain(shape, nnz, steps, measured, nanoseconds))
+
+
+def _explain(shape: tuple[int, int], nnz: int, steps: list[tuple[int, str]], measured: bool, nanoseconds: Any) -> str:
+    which = ", ".join(kernel if first == 1 else f"{kernel} from {first} columns on" for first, kernel in steps)
+    plan = Plan(tuple(steps), "auto", "")
+    times = []
+    for columns in (1, 32, 512):
+        i = COLUMNS.index(columns)
+        chosen, dense = (nanoseconds(kernel, i) / 1e6 for kernel in (plan.kernel(columns), "dense"))
+        times.append(f"{chosen:.3g} ({dense:.3g}) with {columns}")
+    return (
+        f"{which}: density {nnz / (shape[0] * shape[1]):.4f} of {shape[0]} x {shape[1]}; ms expected, and for dense, "
+        f"{', '.join(times)} ({'measured on this machine' if measured else 'built-in costs'})"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- measuring
+
+_lock = threading.Lock()
+_known: dict[str, Costs] = {}
+
+
+def machine_costs() -> Costs:
+    """The costs of this machine with the current number of threads: known, cached in a file, or measured now."""
+    name = _machine()
+    with _lock:
+        if name not in _known:
+            path = _cache() / f"costs-{name}.json"
+            costs = _read(path)
+            if costs is None:
+                start = time.perf_counter()
+                costs = measure()
+                took = time.perf_counter() - start
+                logging.getLogger("gossamer").info("measured the costs of products in %.2f s: %s", took, path)
+                _write(path, costs)
+            _known[name] = costs
+        return _known[name]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer"
+
+
+def _machine() -> str:
+    """A name for what the costs depend on."""
+    info = _core.info()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line for line in lines if line.startswith("model name")), "")
+    except OSError:
+        processor = platform.processor()
+    blas = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("OPENBLAS_", "MKL_", "OMP_", "BLIS_")))
+    what = (info["version"], info["isa"], _core.get_num_threads(), platform.machine(), processor, np.__version__, blas)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Costs | None:
+    """None for a file that is not there or not of this form."""
+    try:
+        found = json.loads(path.read_text())
+        costs = {kernel: [(float(element), float(kept)) for element, kept in found[kernel]] for kernel in KERNELS}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    numbers = [n for pairs in costs.values() for pair in pairs for n in pair]
+    whole = all(len(costs[kernel]) == len(BUILT_IN[kernel]) for kernel in KERNELS)
+    return costs if whole and all(math.isfinite(n) and n >= 0 for n in numbers) else None
+
+
+def _write(path: Path, costs: Costs) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(costs))
+        os.replace(temporary, path)
+    except OSError:  # a home that cannot be written to: measured again by the next process
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def measure(size: int = 3072) -> Costs:
+    """The costs of every kernel: products of a square matrix of two densities, the shortest time of a few."""
+    from gossamer.multiply import matmul
+    from gossamer.sparse import SparseMatrix
+
+    random = np.random.default_rng(0)
+    w = random.random((size, size), np.float32)
+    matrices = [np.where(w < density, w + 1, np.float32(0)) for density in (0.5, 0.05)]
+    costs: Costs = {}
+    for kernel in ("csr", "panel", "bitmask", "dense"):  # BLAS last: its threads spin for a while after a product
+        pair = [SparseMatrix.from_dense(m, format=kernel) for m in matrices]
+        costs[kernel] = []
+        for columns in COLUMNS:
+            if kernel == "bitmask" and columns > 2 * FEW:
+                break
+            x, out = np.ones((size, columns), np.float32), np.empty((size, columns), np.float32)
+            times = []
+            for a in pair[: 1 if kernel == "dense" else 2]:
+                matmul(a, x, out=out)  # packs
+                each: list[int] = []
+                while len(each) < 2 or sum(each) < _MEASURE:
+                    start = time.perf_counter_ns()
+                    matmul(a, x, out=out)
+                    each.append(time.perf_counter_ns() - start)
+                times.append(min(each))
+            if kernel == "dense":
+                costs[kernel].append((max(0.0, times[0] - _DENSE_CALL) / size**2, 0.0))
+                continue
+            kept = max(0.0, (times[0] - times[1]) / (pair[0].nnz - pair[1].nnz))
+            costs[kernel].append((max(0.0, times[1] - kept * pair[1].nnz) / size**2, kept))
+    return costs
