@@ -317,17 +317,22 @@ void bind_pattern_to_mask(std::int64_t rows, std::int64_t cols, const py::array&
   pattern_to_mask(p, to);
 }
 
-Array values_view(const char* function, const CsrPattern& p, const py::array& values) {
-  const Array v = view(function, "values", values);
-  if (!v.contiguous() || v.size() != p.nnz())
-    value_error(format("%s: values must have one entry a kept position", function));
+// Values as a format holds them, one for each of its `count` places; int8 too.
+Array stored_values(const char* function, std::int64_t count, const py::array& values, bool writable = false) {
+  if (writable) check_writable(function, "values", values);
+  const bool int8 = py::isinstance<py::array_t<std::int8_t>>(values) && values.ndim() == 1;
+  const std::int64_t size = values.size(), stride = int8 ? values.strides(0) : 0;
+  const Array v = int8 ? Array(const_cast<void*>(values.data()), DType::int8, 1, &size, &stride, function)
+                       : view(function, "values", values);
+  if (!v.contiguous() || v.size() != count)
+    value_error(format("%s: values must have one entry a place of the format", function));
   return v;
 }
 
 void bind_values_to_dense(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
                           const py::array& values, const py::array& out) {
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = values_view("to_dense", p, values), to = writable_view("to_dense", "out", out);
+  const Array v = stored_values("to_dense", p.nnz(), values), to = writable_view("to_dense", "out", out);
   if (!to.contiguous() || to.size() != rows * cols || to.dtype() != v.dtype())
     value_error("_core: out must be a contiguous matrix of the values' dtype");
   const Running running;
@@ -359,23 +364,25 @@ Epilogue make_epilogue(const char* function, const OptionalArray& bias, const st
 
 // One of ops/matmul.hpp's products of a pattern and its values.
 template <class Product, class Pattern>
-void run_product(Product product, const char* f, const Pattern& pattern, const Array& values, const py::array& x,
-                 bool linear, const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
-                 const py::array& out) {
+void run_product(Product product, const char* f, const Pattern& pattern, std::int64_t rows, const Array& values,
+                 const OptionalArray& scales, const py::array& x, bool linear, const OptionalArray& bias,
+                 const std::string& activation, const OptionalArray& residual, const py::array& out) {
   const Array from = view(f, "x", x), to = writable_view(f, "out", out);
-  const Epilogue e = make_epilogue(f, bias, activation, residual);
+  Epilogue e = make_epilogue(f, bias, activation, residual);
+  if (scales) e.scales = buffer<float>("scales", *scales, rows, false);
   if (to.overlaps(values)) value_error(format("%s: out must not overlap with the values of a, got one that does", f));
   const Running running;
   product(f, pattern, values.dtype(), values.data(), from, linear, e, to);
 }
 
 void bind_matmul(const std::string& function, std::int64_t rows, std::int64_t cols, const py::array& indptr,
-                 const py::array& indices, const py::array& values, const py::array& x, bool linear,
-                 const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
+                 const py::array& indices, const py::array& values, const OptionalArray& scales, const py::array& x,
+                 bool linear, const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
                  const py::array& out) {
   const char* f = function.c_str();
   const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  run_product(matmul_csr, f, p, values_view(f, p, values), x, linear, bias, activation, residual, out);
+  run_product(matmul_csr, f, p, rows, stored_values(f, p.nnz(), values), scales, x, linear, bias, activation, residual,
+              out);
 }
 
 // A PanelPattern and its values are immutable on the Python side; their sizes are checked here all the same.
@@ -385,39 +392,33 @@ std::shared_ptr<PanelPattern> make_panels(const py::array& mask, std::int64_t ro
   return std::make_shared<PanelPattern>(bits, rows, cols);
 }
 
-Array stored_values(std::int64_t count, const char* argument, const py::array& values, bool writable) {
-  const Array v = writable ? writable_view("_core", argument, values) : view("_core", argument, values);
-  if (!v.contiguous() || v.size() != count) value_error("_core: values must have one entry a place of the format");
-  return v;
-}
-
 void reorder_panels(const PanelPattern& p, const py::array& indptr, const py::array& from, const py::array& to,
                     bool pack) {
   const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, p.rows() + 1, false);
-  const Array a = stored_values(pack ? p.nnz() : p.room(), "from", from, false);
-  const Array b = stored_values(pack ? p.room() : p.nnz(), "to", to, true);
+  const Array a = stored_values("_core", pack ? p.nnz() : p.room(), from);
+  const Array b = stored_values("_core", pack ? p.room() : p.nnz(), to, true);
   if (a.dtype() != b.dtype()) type_error("_core: values must keep their dtype");
   if (starts[p.rows()] != p.nnz()) value_error("_core: indptr does not belong to the panels");
   const Running running;
   pack ? p.pack(starts, a.dtype(), a.data(), b.data()) : p.unpack(starts, a.dtype(), a.data(), b.data());
 }
 
-void bind_matmul_panel(const std::string& function, const PanelPattern& p, const py::array& values, const py::array& x,
-                       bool linear, const OptionalArray& bias, const std::string& activation,
-                       const OptionalArray& residual, const py::array& out) {
+void bind_matmul_panel(const std::string& function, const PanelPattern& p, const py::array& values,
+                       const OptionalArray& scales, const py::array& x, bool linear, const OptionalArray& bias,
+                       const std::string& activation, const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
-  run_product(matmul_panel, f, p, stored_values(p.room(), "values", values, false), x, linear, bias, activation,
+  run_product(matmul_panel, f, p, p.rows(), stored_values(f, p.room(), values), scales, x, linear, bias, activation,
               residual, out);
 }
 
 void bind_matmul_bitmask(const std::string& function, const py::array& mask, std::int64_t rows, std::int64_t cols,
-                         const py::array& indptr, const py::array& values, const py::array& x, bool linear,
-                         const OptionalArray& bias, const std::string& activation, const OptionalArray& residual,
-                         const py::array& out) {
+                         const py::array& indptr, const py::array& values, const OptionalArray& scales,
+                         const py::array& x, bool linear, const OptionalArray& bias, const std::string& activation,
+                         const OptionalArray& residual, const py::array& out) {
   const char* f = function.c_str();
   const BitmaskPattern p{rows, cols, buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false),
                          buffer<std::int64_t>("indptr", indptr, rows + 1, false)};
-  run_product(matmul_bitmask, f, p, stored_values(p.indptr[rows], "values", values, false), x, linear, bias, activation,
+  run_product(matmul_bitmask, f, p, rows, stored_values(f, p.indptr[rows], values), scales, x, linear, bias, activation,
               residual, out);
 }
 

@@ -14,16 +14,21 @@ enum class DType : std::int32_t {
   float32 = GOSSAMER_FLOAT32,
   float64 = GOSSAMER_FLOAT64,
   float16 = GOSSAMER_FLOAT16,
-  bfloat16 = GOSSAMER_BFLOAT16
+  bfloat16 = GOSSAMER_BFLOAT16,
+  int8 = 16  // of the values of a product only; no Array that is scored, and nothing in the C API, has it
 };
 
 inline bool is_16_bit(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
-inline std::int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+inline std::int64_t size_of(DType dtype) {
+  if (dtype == DType::int8) return 1;
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
 inline const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::float32: return "float32";
     case DType::float64: return "float64";
     case DType::float16: return "float16";
+    case DType::int8: return "int8";
     default: return "bfloat16";
   }
 }
@@ -39,6 +44,7 @@ inline DType compute_dtype(DType dtype) { return dtype == DType::float64 ? dtype
 
 inline Storage storage_of(DType dtype) {
   if (dtype == DType::float16) return Storage::half;
+  if (dtype == DType::int8) return Storage::int8;
   return dtype == DType::bfloat16 ? Storage::bfloat : Storage::native;
 }
 

@@ -21,7 +21,7 @@ struct Half {
 struct BFloat {
   std::uint16_t bits;
 };
-enum class Storage : int { native, half, bfloat, count };  // T, Half or BFloat
+enum class Storage : int { native, half, bfloat, count, int8 = count };  // T, Half or BFloat; of products, int8 too
 enum class NanRank : int { low, high };
 enum class Act : int { identity, relu, gelu, gelu_tanh, silu, sigmoid, tanh, count };
 
@@ -106,7 +106,7 @@ struct TypedKernels {
   void (*add_squares)(const T* x, double* sums, i64 n);
   void (*subtract_products)(const T* w, const T* g, double* sums, i64 n);
 
-  // Products. Values are stored as T or, for float, as 16-bit floats.
+  // Products. Values are stored as T or, for float, as 16-bit floats or int8.
   // With a tile of X, [cols][shape * columns]; shape 0 is one column for CSR, half of shape 1 for panels.
   // spmm_csr.inl.hpp: y[r - first][0 .. width) = sum over the row of value * x[index][0 .. width)
   // spmm_panel.inl.hpp: the same for the panels of a block, added to y ([row within the chunk][width]) or put there
@@ -115,7 +115,7 @@ struct TypedKernels {
   using SpmmPanel = void (*)(const Panel* panels, i64 count, const std::uint8_t* cols, const void* values, const T* x,
                              bool add, T* y);
   static constexpr int max_shape = 4;
-  static constexpr int storages = static_cast<int>(Storage::count);
+  static constexpr int storages = static_cast<int>(Storage::int8) + 1;
   int columns;                                  // of a tile of shape 1
   Spmm spmm[storages][2][max_shape + 1];        // [..][32-bit, 64-bit indices][..]
   int panel_shapes;                             // the widest tile whose sums fit into the registers

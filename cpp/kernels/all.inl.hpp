@@ -112,6 +112,7 @@ constexpr TypedKernels<T> make_table() {
   if constexpr (sizeof(T) == 4) {
     fill_products<T, Half, unit>(t, Storage::half);
     fill_products<T, BFloat, unit>(t, Storage::bfloat);
+    fill_products<T, std::int8_t, unit>(t, Storage::int8);
   }
   t.dot = &dot<T>;
   t.epilogue = &epilogue<T>;

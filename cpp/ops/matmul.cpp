@@ -104,6 +104,11 @@ void add_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_
 }
 
 template <class T>
+void scale(T* values, std::int64_t n, float by) {
+  for (std::int64_t i = 0; i < n; ++i) values[i] *= by;
+}
+
+template <class T>
 void store_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_t n, const T* values) {
   if (T* direct = array.direct<T>(row, col)) {
     std::copy(values, values + n, direct);
@@ -240,6 +245,7 @@ class Product {
     const std::int64_t width = tile.width(), n = tile.end - tile.begin;
     for (std::int64_t r = 0; r < rows; ++r) {
       T bias{0};
+      if (epilogue_.scales != nullptr) scale(y + r * width, n, epilogue_.scales[first + r]);
       if (epilogue_.bias) bias = *epilogue_.bias->load(0, first + r, 1, buffer);
       if (epilogue_.bias || epilogue_.activation != Act::identity)
         kernels<T>().epilogue(y + r * width, n, bias, epilogue_.activation);
@@ -318,6 +324,7 @@ class BitmaskProduct {
            stride_, y);
     for (std::int64_t j = 0; j < n; ++j) {
       T* values = y + j * rows;
+      for (std::int64_t r = 0; r < rows && epilogue_.scales != nullptr; ++r) values[r] *= epilogue_.scales[first + r];
       if (epilogue_.bias) add_row(*epilogue_.bias, 0, first, rows, values, buffer);
       if (epilogue_.activation != Act::identity) kernels<T>().epilogue(values, rows, T{0}, epilogue_.activation);
       if (!linear_) continue;

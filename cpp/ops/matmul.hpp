@@ -12,6 +12,7 @@ namespace gossamer {
 
 struct Epilogue {
   Act activation = Act::identity;
+  const float* scales = nullptr;  // of the rows of A, or null; before everything else
   std::optional<Array> bias;      // one entry a row of A
   std::optional<Array> residual;  // like out, added after the activation
 };

@@ -3,7 +3,7 @@
 //   Simd<T>::V        the vector of T; V::lanes, V::Scalar, V::Key (the integer of the same width)
 //   Simd<T>::Narrow   half of it (one lane has no half), for the products of few columns: Load Set Store Add MulAdd
 //   Load Set Store Add Mul Div MulAdd Abs ReduceSum  as in Highway; unaligned addresses are fine
-//   LoadAs            of T, or for float of Half and BFloat, widened
+//   LoadAs            of T, or for float of Half, BFloat and int8, widened
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
@@ -98,6 +98,10 @@ template <class V>
 inline V LoadAs(const BFloat* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+template <class V>
+inline V LoadAs(const std::int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
 }
 template <class V>
 V Set(typename V::Scalar x);
@@ -293,6 +297,7 @@ inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm_fmadd_pd(a.v, b.v, c.v)
 inline float Widen(float x) { return x; }
 inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
+inline float Widen(std::int8_t x) { return x; }
 inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
 
 // Every 128 bits (of doubles, 256) hold the four numbers, which a permutation within them spreads.
@@ -301,6 +306,11 @@ inline __m128 Load4(const Half* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinter
 inline __m128 Load4(const BFloat* p) {
   const __m128i wide = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   return _mm_castsi128_ps(_mm_slli_epi32(wide, 16));
+}
+inline __m128 Load4(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
 }
 template <class V>
 struct Four {

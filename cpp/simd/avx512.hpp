@@ -85,6 +85,10 @@ inline V LoadAs(const BFloat* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 template <class V>
+inline V LoadAs(const std::int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+template <class V>
 V Set(typename V::Scalar x);
 template <>
 inline VF32 Set<VF32>(float x) {
@@ -207,6 +211,7 @@ inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm256_fmadd_pd(a.v, b.v, c
 inline float Widen(float x) { return x; }
 inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
+inline float Widen(std::int8_t x) { return x; }
 inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
 
 // Every 128 bits (of doubles, 256) hold the four numbers, which a permutation within them spreads.
@@ -215,6 +220,11 @@ inline __m128 Load4(const Half* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinter
 inline __m128 Load4(const BFloat* p) {
   const __m128i wide = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   return _mm_castsi128_ps(_mm_slli_epi32(wide, 16));
+}
+inline __m128 Load4(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
 }
 template <class V>
 struct Four {

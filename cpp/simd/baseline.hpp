@@ -78,6 +78,10 @@ inline V LoadAs(const BFloat* p) {
   return result;
 }
 template <class V>
+inline V LoadAs(const std::int8_t* p) {
+  return {static_cast<float>(*p)};
+}
+template <class V>
 inline V Set(typename V::Scalar x) {
   return {x};
 }
@@ -182,6 +186,7 @@ inline unsigned Equal(KeyLane<K> a, KeyLane<K> b) {
 inline float Widen(float x) { return x; }
 inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return LoadAs<Simd<float>::V>(&x).v; }
+inline float Widen(std::int8_t x) { return x; }
 inline float Widen(BFloat x) { return LoadAs<Simd<float>::V>(&x).v; }
 
 // Four numbers, each of which can be spread over all lanes.

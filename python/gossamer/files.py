@@ -23,8 +23,8 @@ _KEY = "gossamer"  # of the entry in the file's metadata that says how tensors b
 def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask | Array]) -> None:
     """Writes one safetensors file, atomically: on an error the old file, if any, is still there.
 
-    A matrix is stored as the tensors ``name.bitmask`` and ``name.values`` (the dense format too), a mask as
-    ``name.bitmask``, an array under its name.
+    A matrix is stored as the tensors ``name.bitmask`` and ``name.values`` (the dense format too; int8 values with
+    ``name.scales``), a mask as ``name.bitmask``, an array under its name.
 
     Raises
     ------
@@ -59,6 +59,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask
         if isinstance(value, SparseMatrix):
             add(f"{name}.bitmask", value.mask.packed)
             add(f"{name}.values", value.values)
+            if value.scales is not None:
+                add(f"{name}.scales", value.scales)
             kinds[name] = {"kind": "matrix", "shape": value.shape, "format": value._plan.asked}
         elif isinstance(value, Mask):
             add(f"{name}.bitmask", value.packed)
@@ -109,7 +111,9 @@ def _restore(name: str, entry: dict[str, Any], arrays: dict[str, Host]) -> Any:
         return mask
     if kind != "matrix" or len(shape) != 2:
         raise ValueError(f"the kind {kind!r} with shape {shape}")
-    return SparseMatrix._from_mask(mask, arrays[f"{name}.values"], str(entry["format"]))
+    values = arrays[f"{name}.values"]
+    scales = arrays[f"{name}.scales"] if values.dtype == np.int8 else None
+    return SparseMatrix._from_mask(mask, values, str(entry["format"]), scales)
 
 
 def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: dict[str, Any]) -> None:

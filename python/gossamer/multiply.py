@@ -116,7 +116,7 @@ def _product(
     structure, values = a._structure, a._in_panels() if form == "panel" else a.values
     if view.dtype == np.float64:
         values = values.astype(np.float64, copy=False)
-    rest: Any = (values, matrix, linear, b, act, r, to)
+    rest: Any = (values, a._scales, matrix, linear, b, act, r, to)
     if form == "panel":
         _core.matmul_panel(f, structure.panels(), *rest)
     elif form == "bitmask":

@@ -618,3 +618,13 @@ def exchange(scores: Array, growth: Array, mask: Array, share: float, *, group: 
         stay = _best(s[None], kept[None], int(kept.sum()) - count, "raise")[0]
         kept[:] = stay | _best(g[None], ~stay[None], count, "raise")[0]
     return result.reshape(mask.shape)
+
+
+def int8_rows(w: Array) -> tuple[Array, Array]:
+    """Whole numbers and a scale for each row: the largest magnitude of a row becomes 127."""
+    scales = (np.abs(w).max(axis=1, initial=0) / np.float32(127)).astype(np.float32)
+    numbers = np.zeros(w.shape, np.int8)
+    for row, scale in enumerate(scales):
+        if scale > 0:
+            numbers[row] = np.clip(np.rint(w[row].astype(np.float32) / scale), -127, 127)
+    return numbers, scales

@@ -123,13 +123,14 @@ class SparseMatrix:
     [2.0, 0.0, 10.0]
     """
 
-    __slots__ = ("_dense", "_panel_values", "_plan", "_structure", "_values")
+    __slots__ = ("_dense", "_panel_values", "_plan", "_scales", "_structure", "_values")
 
     # The values are held in row-major order, in that of the panels, in a dense array, or in several of these.
     _structure: Structure
     _values: Host | None
     _panel_values: Host | None
     _dense: Host | None
+    _scales: Host | None  # of int8 values, one a row
     _plan: Plan
 
     __array_ufunc__ = None  # numpy_array @ sparse_matrix is a TypeError, not an element-wise attempt
@@ -138,12 +139,12 @@ class SparseMatrix:
         raise TypeError("SparseMatrix: use from_dense, from_scipy or from_csr")
 
     @classmethod
-    def _make(cls, structure: Structure, values: Host, plan: Plan) -> SparseMatrix:
+    def _make(cls, structure: Structure, values: Host, plan: Plan, scales: Host | None = None) -> SparseMatrix:
         a = cls.__new__(cls)
         a._structure, a._plan = structure, plan
         a._panel_values = a._dense = None
-        a._values = values
-        _freeze(values)
+        a._values, a._scales = values, scales
+        _freeze(values, *(() if scales is None else (scales,)))
         kernels = plan.kernels
         if "csr" in kernels:
             structure.csr()  # now, and not at the first product
@@ -151,7 +152,7 @@ class SparseMatrix:
             structure.mask(), structure.indptr()
         if kernels == {"dense"}:
             a._in_dense()
-            a._values = None
+            a._values = values if scales is not None else None
         if kernels == {"panel"}:
             a._in_panels()
             a._values = None
@@ -163,11 +164,23 @@ class SparseMatrix:
         with structure._lock:
             if self._dense is None:
                 assert self._values is not None
-                dense = empty(structure.shape, self._values.dtype, "SparseMatrix")
-                dense[...] = 0
-                _core.values_to_dense(*structure.shape, *structure.csr(), self._values, dense)
+                dense = self._spread(self._dequantized(), "SparseMatrix")
                 (self._dense,) = _freeze(dense)
             return self._dense
+
+    def _spread(self, values: Host, function: str) -> Host:
+        dense = empty(self.shape, values.dtype, function)
+        dense[...] = 0
+        _core.values_to_dense(*self.shape, *self._structure.csr(), values, dense)
+        return dense
+
+    def _dequantized(self) -> Host:
+        """The values as floats, those of int8 times their scales."""
+        if self._scales is None:
+            return self.values
+        each: Host = np.repeat(self._scales, np.diff(self._structure.indptr()))
+        each *= self.values
+        return each
 
     def _in_panels(self) -> Host:
         """The values in the order of the panels; made when first asked for."""
@@ -194,7 +207,8 @@ class SparseMatrix:
             block) also check that the mask is of that pattern: at most N of every M consecutive elements of a row, or
             whole blocks; ``"n:m"`` reads N and M off the mask. They are multiplied as panels, which need no filling up
             for N:M and one column index for four rows where blocks have a multiple of four rows.
-        dtype : of the values; None keeps ``w``'s.
+        dtype : of the values; None keeps ``w``'s. ``"int8"``: whole numbers from -127 to 127 and a float32 scale for
+            each row, its largest magnitude / 127; products are those of the numbers times the scale.
 
         Raises
         ------
@@ -211,10 +225,13 @@ class SparseMatrix:
         structure = Structure(shape, mask=Mask._own(shape, packed))
         values = np.empty(structure.nnz, dense.dtype)
         _core.mask_to_values("SparseMatrix.from_dense", dense, packed, structure.indptr(), values)
-        values = values.astype(
-            _value_dtype(dense.dtype if dtype is None else dtype, "SparseMatrix.from_dense"), copy=False
-        )
-        return cls._make(structure, values, _choose(format, structure, values.dtype, "SparseMatrix.from_dense"))
+        f = "SparseMatrix.from_dense"
+        if isinstance(dtype, (str, type, np.dtype)) and np.dtype(dtype) == np.int8:
+            plan = _choose(format, structure, np.dtype(np.int8), f)
+            rounded, scales = _quantize(structure, values, f, "w")
+            return cls._make(structure, rounded, plan, scales)
+        values = values.astype(_value_dtype(dense.dtype if dtype is None else dtype, f), copy=False)
+        return cls._make(structure, values, _choose(format, structure, values.dtype, f))
 
     @classmethod
     def from_csr(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> SparseMatrix:
@@ -250,7 +267,7 @@ class SparseMatrix:
         return cls._make(structure, np.array(data, dtype, order="C"), as_asked("csr"))
 
     @classmethod
-    def _from_mask(cls, mask: Mask, values: Host, format: str) -> SparseMatrix:
+    def _from_mask(cls, mask: Mask, values: Host, format: str, scales: Host | None = None) -> SparseMatrix:
         """From what a file holds; ValueError where it does not fit together."""
         f = "SparseMatrix"
         if values.shape != (mask.nnz,):
@@ -258,6 +275,9 @@ class SparseMatrix:
         shape = matrix_shape(mask.shape)
         structure = Structure(shape, mask=Mask._own(shape, mask.packed, mask.nnz))
         plan = _choose(format, structure, values.dtype, f)
+        if scales is not None:
+            values, scales = _checked_int8(values, scales, shape[0], f)
+            return cls._make(structure, values, plan, scales)
         return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), plan)
 
     @classmethod
@@ -274,22 +294,19 @@ class SparseMatrix:
         return cls.from_csr(csr.indptr, csr.indices, csr.data, csr.shape)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """A ``scipy.sparse.csr_array`` of its own memory; float32 for 16-bit values, which scipy does not know."""
+        """A ``scipy.sparse.csr_array`` of its own memory; float32 for 16-bit and int8 values."""
         import scipy.sparse
 
         indptr, indices = self._structure.csr()
         return scipy.sparse.csr_array(
-            (np.array(self.values, compute_dtype(self.dtype)), indices.copy(), indptr.copy()), shape=self.shape
+            (np.array(self._dequantized(), compute_dtype(self.dtype)), indices.copy(), indptr.copy()), shape=self.shape
         )
 
     def to_dense(self) -> Host:
-        """A dense array ``[rows, cols]`` of its own memory."""
+        """A dense array ``[rows, cols]`` of its own memory; float32 for int8 values, times their scales."""
         if self._dense is not None:
             return self._dense.copy()
-        dense = empty(self.shape, self.dtype, "SparseMatrix.to_dense")
-        dense[...] = 0
-        _core.values_to_dense(*self.shape, *self._structure.csr(), self.values, dense)
-        return dense
+        return self._spread(self._dequantized(), "SparseMatrix.to_dense")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -311,6 +328,11 @@ class SparseMatrix:
         return next(a.dtype for a in self._held())
 
     @property
+    def scales(self) -> Host | None:
+        """float32 ``[rows]``, read-only, by which the rows of int8 values are multiplied; None for other dtypes."""
+        return self._scales
+
+    @property
     def format(self) -> str:
         """What was asked for; of "auto", what products with 64 columns take (others may take another, see ``plan``)."""
         return self._plan.kernel(64) if self._plan.asked == "auto" else self._plan.asked
@@ -323,7 +345,8 @@ class SparseMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes held: values, structure, and what has been derived from them and kept (the transpose, the mask)."""
-        return self._structure.nbytes + sum(a.nbytes for a in self._held())
+        scales = 0 if self._scales is None else self._scales.nbytes
+        return self._structure.nbytes + scales + sum(a.nbytes for a in self._held())
 
     def _held(self) -> list[Host]:
         return [a for a in (self._values, self._panel_values, self._dense) if a is not None]
@@ -348,9 +371,21 @@ class SparseMatrix:
         return values
 
     def with_values(self, v: Array) -> SparseMatrix:
-        """The same structure with other values ``[nnz]`` (copied; of any of the four dtypes)."""
+        """The same structure with other values ``[nnz]``.
+
+        They are copied and may be of any of the four dtypes. For a matrix of int8, they are rounded to int8 anew, with
+        new scales, unless they are int8: then the scales stay.
+        """
         f = "SparseMatrix.with_values"
         data = host(v, f, "v")
+        if self._scales is not None:
+            if data.shape != (self.nnz,):
+                raise ValueError(f"{f}: v must have the shape {(self.nnz,)}, got {data.shape}")
+            if data.dtype == np.int8:
+                return SparseMatrix._make(self._structure, np.array(data, order="C"), self._plan, self._scales)
+            _value_dtype(data.dtype, f)
+            rounded, scales = _quantize(self._structure, data, f, "v")
+            return SparseMatrix._make(self._structure, rounded, self._plan, scales)
         dtype = _value_dtype(data.dtype, f)
         if data.shape != (self.nnz,):
             raise ValueError(f"{f}: v must have the shape {(self.nnz,)}, got {data.shape}")
@@ -358,9 +393,12 @@ class SparseMatrix:
 
     @property
     def T(self) -> SparseMatrix:  # noqa: N802  (numpy's and scipy's name)
-        """The transpose. Its structure is made once and kept; its values are gathered at each call."""
+        """The transpose. Its structure is made once and kept; its values are gathered at each call.
+
+        Of int8 values it is float32, since the scales belong to its columns.
+        """
         structure, order = self._structure.transposed()
-        return SparseMatrix._make(structure, self.values[order], self._plan)
+        return SparseMatrix._make(structure, self._dequantized()[order], self._plan)
 
     def __matmul__(self, x: Array) -> Array:
         from gossamer.multiply import matmul
@@ -368,24 +406,55 @@ class SparseMatrix:
         return matmul(self, x)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.shape, *self._structure.csr(), self.values, tuple(self._plan))
+        return _rebuild, (self.shape, *self._structure.csr(), self.values, tuple(self._plan), self._scales)
 
     def __repr__(self) -> str:
         return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self.format!r})"
 
 
-def _rebuild(shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: Any) -> SparseMatrix:
-    a = SparseMatrix.from_csr(indptr, indices, values, shape)  # a pickle is checked like anything from outside
+def _rebuild(
+    shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: Any, scales: Host | None = None
+) -> SparseMatrix:
+    # A pickle is checked like anything from outside.
+    f = "SparseMatrix"
+    structure = SparseMatrix.from_csr(indptr, indices, values if scales is None else values.astype(np.float32), shape)
+    checked = (structure.values, None) if scales is None else _checked_int8(values, scales, shape[0], f)
+    a = SparseMatrix._make(structure._structure, checked[0], as_asked("csr"), checked[1])
     try:
         steps, asked, text = plan
         auto = Plan(tuple((operator.index(first), kernel) for first, kernel in steps), str(asked), str(text))
     except (TypeError, ValueError) as error:
         raise TypeError(f"SparseMatrix: the plan must be steps and two strings, got {plan!r}") from error
     if auto.asked != "auto":
-        return SparseMatrix._make(a._structure, a.values, _choose(auto.asked, a._structure, a.dtype, "SparseMatrix"))
+        auto = _choose(auto.asked, a._structure, a.dtype, f)
+        return SparseMatrix._make(a._structure, a.values, auto, a._scales)
     if not auto.steps or not all(kernel in KERNELS for _, kernel in auto.steps):
         raise ValueError(f"SparseMatrix: the plan must name kernels, got {plan!r}")
-    return SparseMatrix._make(a._structure, a.values, auto)
+    return SparseMatrix._make(a._structure, a.values, auto, a._scales)
+
+
+def _quantize(structure: Structure, values: Host, function: str, argument: str) -> tuple[Host, Host]:
+    """int8 values and the scale of each row: its largest magnitude is 127."""
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{function}: {argument} must be finite (in float32) for dtype int8, got NaN or infinity")
+    indptr = structure.indptr()
+    lengths, scales = np.diff(indptr), np.zeros(structure.shape[0], np.float32)
+    filled = lengths > 0
+    if values.size:
+        scales[filled] = np.maximum.reduceat(abs(values), indptr[:-1][filled]) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 in rows of zeros, and where a scale underflows
+        parts = values / np.repeat(scales, lengths)
+    np.rint(np.nan_to_num(parts, copy=False, nan=0.0), out=parts)
+    return np.clip(parts, -127, 127).astype(np.int8), scales
+
+
+def _checked_int8(values: Any, scales: Any, rows: int, function: str) -> tuple[Host, Host]:
+    known = isinstance(values, np.ndarray) and isinstance(scales, np.ndarray)
+    if not known or values.dtype != np.int8 or scales.dtype != np.float32 or scales.shape != (rows,):
+        raise ValueError(f"{function}: int8 values must have float32 scales of the shape {(rows,)}")
+    return np.array(values, order="C"), np.array(scales, order="C")
 
 
 def _choose(format: str, structure: Structure, dtype: Any, function: str) -> Plan:
