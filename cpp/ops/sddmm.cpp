@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of X stays in the L1 cache while the rows of Y that the pattern names pass it. Y is taken a block of rows at
-// a time, which stays in the L2 cache while a chunk of the rows of X passes in turn; both are packed first where their
-// rows are not contiguous, as when the activations of a layer come in as [batch, features].
+// A part of a row of X meets the same part of the rows of Y that the pattern names. Rows of Y are taken a block at a
+// time, whose part stays in the L2 cache while the rows of X of a chunk pass. Both are packed first, part by part,
+// where their rows are not contiguous, as when the activations of a layer come in as [batch, features].
 #include "ops/sddmm.hpp"
 
 #include <algorithm>
@@ -16,9 +16,9 @@
 namespace gossamer {
 namespace {
 
-constexpr std::int64_t block_bytes = 1 << 19;  // of Y
-constexpr std::int64_t most_rows = 128;        // of X in a chunk, but where they are little work
-constexpr std::int64_t square = 16;            // rows and columns that are transposed together: a cache line of floats
+constexpr std::int64_t block_rows = 512;  // of Y: half a megabyte
+constexpr std::int64_t most_rows = 128;   // of X in a chunk, but where they are little work
+constexpr std::int64_t square = 16;       // rows and columns that are transposed together: a cache line of floats
 
 // from [square][from_stride] transposed to [square][to_stride]: four by four in registers.
 template <class T>
@@ -32,7 +32,8 @@ void transpose_square(const T* from, std::int64_t from_stride, T* to, std::int64
       std::memcpy(&b, at + from_stride, sizeof b);
       std::memcpy(&c, at + 2 * from_stride, sizeof c);
       std::memcpy(&d, at + 3 * from_stride, sizeof d);
-      const Vector ac_low = __builtin_shufflevector(a, c, 0, 4, 1, 5), bd_low = __builtin_shufflevector(b, d, 0, 4, 1, 5),
+      const Vector ac_low = __builtin_shufflevector(a, c, 0, 4, 1, 5),
+                   bd_low = __builtin_shufflevector(b, d, 0, 4, 1, 5),
                    ac_high = __builtin_shufflevector(a, c, 2, 6, 3, 7),
                    bd_high = __builtin_shufflevector(b, d, 2, 6, 3, 7);
       const Vector rows[4] = {
@@ -42,48 +43,60 @@ void transpose_square(const T* from, std::int64_t from_stride, T* to, std::int64
     }
 }
 
-// The rows of a matrix as contiguous T, where they lie or packed. A packed row begins at a cache line and is filled up
-// with zeros to whole ones if it is longer than one.
+// The rows of a matrix in parts of contiguous T, where they lie or packed. A packed part begins at a cache line and is
+// filled up with zeros to whole ones; those of all rows lie together.
 template <class T>
 class Rows {
  public:
-  explicit Rows(const Array& array) : cols_(array.cols()), stride_(cols_) {
-    if (array.empty()) return;
-    data_ = array.direct<T>(0, 0);
-    if (data_ != nullptr) {
+  static constexpr std::int64_t part = TypedKernels<T>::sddmm_part;
+
+  explicit Rows(const Array& array) : stride_(part), next_part_(part) {
+    if (const T* direct = array.direct<T>(0, 0)) {
+      data_ = direct;
       stride_ = array.row_stride() / static_cast<std::int64_t>(sizeof(T));
       return;
     }
-    constexpr std::int64_t line = 64 / sizeof(T);
-    if (cols_ > line) stride_ = (cols_ + line - 1) / line * line;
-    data_ = packed_.at_least(static_cast<std::size_t>(array.rows() * stride_));
+    const std::int64_t cols = array.cols();
+    if (cols < part) stride_ = whole_lines(cols);
+    next_part_ = array.rows() * stride_;
+    T* const to = packed_.at_least(static_cast<std::size_t>(next_part_ * ((cols + part - 1) / part)));
+    data_ = to;
     const bool turned = array.can_transpose() && array.transposed().direct<T>(0, 0) != nullptr;
-    for_rows((array.rows() + square - 1) / square, square * cols_, [&](std::int64_t part) {
-      const std::int64_t first = part * square, last = std::min(array.rows(), first + square);
-      T* const to = packed_.data();
-      std::int64_t done = 0;
-      if (turned && last - first == square) {
-        const Array from = array.transposed();
-        for (; done + square <= cols_; done += square)
-          transpose_square(from.direct<T>(done, first), from.row_stride() / static_cast<std::int64_t>(sizeof(T)),
-                           to + first * stride_ + done, stride_);
-      }
-      for (std::int64_t r = first; r < last; ++r) {
-        T* const rest = to + r * stride_ + done;
-        const T* values = array.load(r, done, cols_ - done, rest);
-        if (values != rest) std::copy(values, values + cols_ - done, rest);
-        std::fill(rest + cols_ - done, to + (r + 1) * stride_, T{0});
+    for_rows((array.rows() + square - 1) / square, square * cols, [&](std::int64_t group) {
+      const std::int64_t first = group * square, last = std::min(array.rows(), first + square);
+      for (std::int64_t begin = 0; begin < cols; begin += part) {
+        const std::int64_t n = std::min(part, cols - begin);
+        T* const at = to + begin / part * next_part_ + first * stride_;
+        std::int64_t done = 0;
+        if (turned && last - first == square) {
+          const Array from = array.transposed();
+          const std::int64_t from_stride = from.row_stride() / static_cast<std::int64_t>(sizeof(T));
+          for (; done + square <= n; done += square)
+            transpose_square(from.direct<T>(begin + done, first), from_stride, at + done, stride_);
+        }
+        for (std::int64_t r = first; r < last; ++r) {
+          T* const rest = at + (r - first) * stride_ + done;
+          const T* values = array.load(r, begin + done, n - done, rest);
+          if (values != rest) std::copy(values, values + n - done, rest);
+          std::fill(rest + n - done, rest + std::min(stride_, whole_lines(n)) - done, T{0});
+        }
       }
     });
   }
-  const T* operator[](std::int64_t row) const { return data_ + row * stride_; }
-  const T* data() const { return data_; }
+
+  const T* at(std::int64_t row, std::int64_t begin) const { return data_ + begin / part * next_part_ + row * stride_; }
   std::int64_t stride() const { return stride_; }
   bool packed() const { return packed_.data() != nullptr; }
 
+  // A few elements are not worth a line.
+  static std::int64_t whole_lines(std::int64_t n) {
+    constexpr std::int64_t line = 64 / sizeof(T);
+    return n < line ? n : (n + line - 1) / line * line;
+  }
+
  private:
-  std::int64_t cols_, stride_;
-  const T* data_ = nullptr;
+  std::int64_t stride_, next_part_;
+  const T* data_;
   Lines<T> packed_;
 };
 
@@ -104,31 +117,33 @@ void sddmm(const char* function, const Array& x, const Array& y, const CsrPatter
       return;
     }
     const Rows<T> left(x), right(y);
-    const std::int64_t k = left.packed() && right.packed() ? left.stride() : x.cols();
+    const bool filled = left.packed() && right.packed();
+    const std::int64_t k = x.cols(), part = Rows<T>::part;
     const std::int64_t work = k * (1 + p.nnz() / p.rows);  // of a row
-    const std::int64_t rows =
-        std::max({std::int64_t{1}, 8 * chunk_size / work, std::min(most_rows, p.rows / 16)});
-    const std::int64_t block = std::max<std::int64_t>(16, block_bytes / (k * static_cast<std::int64_t>(sizeof(T))));
+    const std::int64_t rows = std::max({std::int64_t{1}, 8 * chunk_size / work, std::min(most_rows, p.rows / 16)});
     const auto kernel = kernels<T>().sddmm[p.wide];
     with_indices(p, [&](const auto* indices) {
-      const auto multiply = [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
-        if (begin != end) kernel(left[row], right.data(), right.stride(), indices + begin, end - begin, k, out + begin);
-      };
       parallel_for((p.rows + rows - 1) / rows, [&](std::int64_t chunk) {
         const std::int64_t first = chunk * rows, last = std::min(p.rows, first + rows);
-        if (p.cols <= block) {
-          for (std::int64_t r = first; r < last; ++r) multiply(r, p.indptr[r], p.indptr[r + 1]);
-          return;
-        }
-        std::vector<std::int64_t> next(p.indptr + first, p.indptr + last);
-        for (std::int64_t beyond = block; beyond < p.cols + block; beyond += block)
-          for (std::int64_t r = first; r < last; ++r) {
-            std::int64_t& begin = next[static_cast<std::size_t>(r - first)];
-            const std::int64_t end =
-                std::lower_bound(indices + begin, indices + p.indptr[r + 1], beyond) - indices;
-            multiply(r, begin, end);
-            begin = end;
+        std::vector<std::int64_t> begins(p.indptr + first, p.indptr + last), ends(begins);
+        for (std::int64_t block = 0; block < p.cols; block += block_rows) {
+          for (std::int64_t r = 0; r < last - first; ++r) {
+            const auto* beyond = indices + p.indptr[first + r + 1];
+            std::int64_t& end = ends[static_cast<std::size_t>(r)];
+            begins[static_cast<std::size_t>(r)] = end;
+            end = block + block_rows >= p.cols ? beyond - indices
+                                               : std::lower_bound(indices + end, beyond, block + block_rows) - indices;
           }
+          for (std::int64_t begin = 0; begin < k; begin += part) {
+            const std::int64_t here = std::min(part, k - begin), n = filled ? Rows<T>::whole_lines(here) : here;
+            for (std::int64_t r = 0; r < last - first; ++r) {
+              const std::int64_t i = begins[static_cast<std::size_t>(r)], end = ends[static_cast<std::size_t>(r)];
+              if (i == end) continue;
+              kernel(left.at(first + r, begin), right.at(0, begin), right.stride(), indices + i, end - i, n, begin > 0,
+                     out + i);
+            }
+          }
+        }
       });
     });
   });
