@@ -122,5 +122,6 @@ def bias_gradient(dy: Host) -> Host:
     if dy.dtype.itemsize == 2 or dy.shape[0] == 0:
         sums: Host = dy.sum(axis=0, dtype=np.float64)
     else:
-        sums = np.sum([dy[i : i + 32].sum(axis=0) for i in range(0, dy.shape[0], 32)], axis=0, dtype=np.float64)
+        runs = np.stack([dy[i : i + 32].sum(axis=0) for i in range(0, dy.shape[0], 32)])
+        sums = runs.sum(axis=0, dtype=np.float64)
     return sums.astype(dy.dtype)
