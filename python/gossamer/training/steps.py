@@ -129,9 +129,7 @@ class SparseTraining:
     def release(self) -> None:
         """Give the optimizer back to dense steps under the same masks: its state dense again, 0 where pruned."""
         for name, matrix in self.matrices.items():
-            self.optimizer.carry_over(
-                name, lambda values, a=matrix: a.with_values(values).to_dense(), self._masks[name]
-            )
+            self.optimizer.carry_over(name, partial(_dense, matrix=matrix), self._masks[name])
 
     def network(self) -> model.SparseMLP:
         """The present state for prediction, on the same structures."""
