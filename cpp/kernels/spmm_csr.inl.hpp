@@ -129,7 +129,11 @@ void epilogue(T* y, std::int64_t n, T bias, Act act) {
 
 template <class T>
 void activation_grad(const T* z, const T* dy, T* dz, std::int64_t n, Act act) {
-  for (std::int64_t i = 0; i < n; ++i) dz[i] = dy[i] * activation_slope(z[i], act);
+  if (act == Act::relu) {  // a loop of its own, which becomes vectors
+    for (std::int64_t i = 0; i < n; ++i) dz[i] = dy[i] * (z[i] > T{0} ? T{1} : T{0});
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) dz[i] = dy[i] * activation_slope(z[i], act);
+  }
 }
 
 }  // namespace

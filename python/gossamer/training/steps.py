@@ -17,7 +17,6 @@ import numpy as np
 
 import gossamer as gs
 from gossamer import layers as sparse
-from gossamer.multiply import activation_grad
 from gossamer.training import model
 from gossamer.training.losses import Loss, softmax_cross_entropy
 from gossamer.training.optimizers import Masked, Optimizer
@@ -112,7 +111,7 @@ class SparseTraining:
                     gradient = sparse.input_gradient(gradient, sparse.transposed(matrix))
                 else:
                     gradient = gradient @ self.params[name]
-                gradient = activation_grad(inputs, gradient, "relu")  # relu(z) > 0 where z > 0
+                gradient *= inputs > 0
         return grads
 
     def update(self, grads: Mapping[str, Array]) -> None:
