@@ -17,7 +17,7 @@ namespace gossamer {
 namespace {
 
 constexpr std::int64_t block_rows = 512;  // of Y: half a megabyte
-constexpr std::int64_t most_rows = 256;   // of X in a chunk, but where they are little work
+constexpr std::int64_t most_rows = 128;   // of X in a chunk, but where they are little work
 constexpr std::int64_t square = 16;       // rows and columns that are transposed together: a cache line of floats
 
 // from [square][from_stride] transposed to [square][to_stride]: four by four in registers.
@@ -120,7 +120,7 @@ void sddmm(const char* function, const Array& x, const Array& y, const CsrPatter
     const bool filled = left.packed() && right.packed();
     const std::int64_t k = x.cols(), part = Rows<T>::part;
     const std::int64_t work = k * (1 + p.nnz() / p.rows);  // of a row
-    const std::int64_t rows = std::max({std::int64_t{1}, 8 * chunk_size / work, std::min(most_rows, p.rows / 8)});
+    const std::int64_t rows = std::max({std::int64_t{1}, 8 * chunk_size / work, std::min(most_rows, p.rows / 16)});
     const auto kernel = kernels<T>().sddmm[p.wide];
     with_indices(p, [&](const auto* indices) {
       parallel_for((p.rows + rows - 1) / rows, [&](std::int64_t chunk) {
