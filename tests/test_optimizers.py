@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from gossamer.training.optimizers import SGD, Adam, GradientDescent
+from gossamer.training.optimizers import SGD, Adam, AdamW, GradientDescent
 
 STEPS = 25
 MAKERS: dict[str, Any] = {
@@ -21,6 +21,7 @@ MAKERS: dict[str, Any] = {
     "nesterov": lambda: SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     "adam": lambda: Adam(0.01),
     "adam+decay": lambda: Adam(0.01, beta1=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.1),
+    "adamw": lambda: AdamW(0.01, weight_decay=0.1),
 }
 
 
@@ -36,7 +37,8 @@ def formula(name: str, w: Any, gradients: list[Any]) -> Any:
             m = 0.9 * m + g
             w = w - 0.1 * (g + 0.9 * m if name == "nesterov" else m)
         else:
-            rate, b1, b2, e = (0.01, 0.9, 0.999, 1e-8) if name == "adam" else (0.01, 0.8, 0.99, 1e-6)
+            rate, b1, b2, e = (0.01, 0.8, 0.99, 1e-6) if name == "adam+decay" else (0.01, 0.9, 0.999, 1e-8)
+            w = w * (1 - rate * 0.1) if name == "adamw" else w
             m = b1 * m + (1 - b1) * g
             v = b2 * v + (1 - b2) * g * g
             w = w - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + e)
@@ -52,6 +54,7 @@ def torch_optimizer(name: str, parameter: Any) -> Any:
         "nesterov": lambda: torch.optim.SGD([parameter], 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
         "adam": lambda: torch.optim.Adam([parameter], 0.01),
         "adam+decay": lambda: torch.optim.Adam([parameter], 0.01, (0.8, 0.99), 1e-6, weight_decay=0.1),
+        "adamw": lambda: torch.optim.AdamW([parameter], 0.01, weight_decay=0.1),
     }[name]()
 
 

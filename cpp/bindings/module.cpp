@@ -351,6 +351,16 @@ void bind_transpose(std::int64_t rows, std::int64_t cols, const py::array& indpt
   transpose(p, starts, to, wide, from);
 }
 
+void bind_gather(const py::array& values, const py::array& order, const py::array& out) {
+  const Array from = view("gather", "values", values), to = writable_view("gather", "out", out);
+  const std::int64_t n = from.size();
+  if (!from.contiguous() || !to.contiguous() || to.size() != n || to.dtype() != from.dtype())
+    value_error("_core: out must be contiguous and like the values");
+  const std::int64_t* places = buffer<std::int64_t>("order", order, n, false);
+  const Running running;
+  gather(from.dtype(), from.data(), places, n, to.data());
+}
+
 // --- products --------------------------------------------------------------------------------------------------------
 
 Epilogue make_epilogue(const char* function, const OptionalArray& bias, const std::string& activation,
@@ -531,6 +541,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   m.def("pattern_to_mask", &bind_pattern_to_mask);
   m.def("values_to_dense", &bind_values_to_dense);
   m.def("transpose", &bind_transpose);
+  m.def("gather", &bind_gather);
   m.def("matmul", &bind_matmul);
   py::class_<PanelPattern, std::shared_ptr<PanelPattern>>(m, "Panels")
       .def(py::init(&make_panels))

@@ -125,7 +125,10 @@ struct TypedKernels {
                         i64 end, i64 first, i64 last, const T* x, i64 stride, T* y);
   static constexpr int max_vectors = 4;
   Spmv bitmask[storages][2][max_vectors + 1];  // [..][whether X is finite][n]
-  T (*dot)(const T* a, const T* b, i64 n);
+  // sddmm.inl.hpp: x [n] times the rows y + indices[i] * stride, n elements of each (at most sddmm_part), put or added
+  using Sddmm = void (*)(const T* x, const T* y, i64 stride, const void* indices, i64 count, i64 n, bool add, T* out);
+  static constexpr i64 sddmm_part = 1024 / sizeof(T);
+  Sddmm sddmm[2];                                                           // [32-bit, 64-bit indices]
   void (*epilogue)(T* y, i64 n, T bias, Act act);                           // y = act(y + bias)
   void (*activation_grad)(const T* z, const T* dy, T* dz, i64 n, Act act);  // dz = dy * act'(z)
 };

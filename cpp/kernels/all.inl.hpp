@@ -20,6 +20,7 @@
 #include "kernels/mask.inl.hpp"
 #include "kernels/adjust.inl.hpp"
 #include "kernels/stats.inl.hpp"
+#include "kernels/sddmm.inl.hpp"
 #include "kernels/spmm_csr.inl.hpp"
 #include "kernels/spmm_panel.inl.hpp"
 #include "kernels/spmv_bitmask.inl.hpp"
@@ -114,7 +115,8 @@ constexpr TypedKernels<T> make_table() {
     fill_products<T, BFloat, unit>(t, Storage::bfloat);
     fill_products<T, std::int8_t, unit>(t, Storage::int8);
   }
-  t.dot = &dot<T>;
+  t.sddmm[0] = &sddmm<T, std::int32_t>;
+  t.sddmm[1] = &sddmm<T, std::int64_t>;
   t.epilogue = &epilogue<T>;
   t.activation_grad = &activation_grad<T>;
   return t;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CSR times a packed tile of X ([cols][width]), sampled dot products, and the epilogue. Kernel text.
+// CSR times a packed tile of X ([cols][width]), and the epilogue. Kernel text.
 namespace gossamer {
 namespace {
 
@@ -56,26 +56,6 @@ void spmv(const std::int64_t* indptr, const void* indices_, const void* values_,
     }
     *y++ = total;
   }
-}
-
-template <class T>
-T dot(const T* a, const T* b, std::int64_t n) {
-  using V = typename Simd<T>::V;
-  constexpr std::int64_t step = 4 * V::lanes;
-  constexpr std::int64_t run = step * 64;
-  T total{0};
-  std::int64_t i = 0;
-  while (i + step <= n) {
-    const std::int64_t stop = n - i < run ? n : i + run;
-    V s[4] = {Set<V>(T{0}), Set<V>(T{0}), Set<V>(T{0}), Set<V>(T{0})};
-    for (; i + step <= stop; i += step)
-      GOSSAMER_UNROLL for (int v = 0; v < 4; ++v) s[v] =
-          MulAdd(Load<V>(a + i + v * V::lanes), Load<V>(b + i + v * V::lanes), s[v]);
-    total += ReduceSum(Add(Add(s[0], s[1]), Add(s[2], s[3])));
-  }
-  T tail{0};
-  for (; i < n; ++i) tail += a[i] * b[i];
-  return total + tail;
 }
 
 inline float Exp(float x) { return __builtin_expf(x); }
@@ -149,7 +129,11 @@ void epilogue(T* y, std::int64_t n, T bias, Act act) {
 
 template <class T>
 void activation_grad(const T* z, const T* dy, T* dz, std::int64_t n, Act act) {
-  for (std::int64_t i = 0; i < n; ++i) dz[i] = dy[i] * activation_slope(z[i], act);
+  if (act == Act::relu) {  // a loop of its own, which becomes vectors
+    for (std::int64_t i = 0; i < n; ++i) dz[i] = dy[i] * (z[i] > T{0} ? T{1} : T{0});
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) dz[i] = dy[i] * activation_slope(z[i], act);
+  }
 }
 
 }  // namespace

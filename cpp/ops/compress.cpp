@@ -128,4 +128,15 @@ void transpose(const CsrPattern& p, std::int64_t* t_indptr, void* t_indices, boo
   t_indptr[0] = 0;
 }
 
+void gather(DType dtype, const void* values, const std::int64_t* order, std::int64_t n, void* out) {
+  dispatch_moved(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = static_cast<const T*>(values);
+    T* to = static_cast<T*>(out);
+    parallel_for((n + chunk_size - 1) / chunk_size, [&](std::int64_t chunk) {
+      for (std::int64_t i = chunk * chunk_size; i < std::min(n, (chunk + 1) * chunk_size); ++i) to[i] = from[order[i]];
+    });
+  });
+}
+
 }  // namespace gossamer

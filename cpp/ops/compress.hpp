@@ -35,5 +35,7 @@ void pattern_to_mask(const CsrPattern& pattern, std::uint8_t* mask);
 void values_to_dense(const CsrPattern& pattern, DType dtype, const void* values, void* out);
 // t_indptr [cols + 1]; t_indices and order [nnz]: value i of the transpose is value order[i] of the matrix.
 void transpose(const CsrPattern& pattern, std::int64_t* t_indptr, void* t_indices, bool t_wide, std::int64_t* order);
+// out[i] = values[order[i]] for n of them, of any dtype.
+void gather(DType dtype, const void* values, const std::int64_t* order, std::int64_t n, void* out);
 
 }  // namespace gossamer

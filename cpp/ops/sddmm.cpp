@@ -1,49 +1,103 @@
 // SPDX-License-Identifier: Apache-2.0
+// A part of a row of X meets the same part of the rows of Y that the pattern names. Rows of Y are taken a block at a
+// time, whose part stays in the L2 cache while the rows of X of a chunk pass. Both are packed first, part by part,
+// where their rows are not contiguous, as when the activations of a layer come in as [batch, features].
 #include "ops/sddmm.hpp"
 
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "core/dispatch.hpp"
+#include "core/lines.hpp"
 #include "core/parallel.hpp"
 #include "ops/tiles.hpp"
 
 namespace gossamer {
 namespace {
 
-// The rows of a matrix as contiguous T.
+constexpr std::int64_t block_rows = 512;  // of Y: half a megabyte
+constexpr std::int64_t most_rows = 128;   // of X in a chunk, but where they are little work
+constexpr std::int64_t square = 16;       // rows and columns that are transposed together: a cache line of floats
+
+// from [square][from_stride] transposed to [square][to_stride]: four by four in registers.
+template <class T>
+void transpose_square(const T* from, std::int64_t from_stride, T* to, std::int64_t to_stride) {
+  using Vector [[gnu::vector_size(4 * sizeof(T))]] = T;
+  for (std::int64_t i = 0; i < square; i += 4)
+    for (std::int64_t j = 0; j < square; j += 4) {
+      Vector a, b, c, d;
+      const T* at = from + i * from_stride + j;
+      std::memcpy(&a, at, sizeof a);
+      std::memcpy(&b, at + from_stride, sizeof b);
+      std::memcpy(&c, at + 2 * from_stride, sizeof c);
+      std::memcpy(&d, at + 3 * from_stride, sizeof d);
+      const Vector ac_low = __builtin_shufflevector(a, c, 0, 4, 1, 5),
+                   bd_low = __builtin_shufflevector(b, d, 0, 4, 1, 5),
+                   ac_high = __builtin_shufflevector(a, c, 2, 6, 3, 7),
+                   bd_high = __builtin_shufflevector(b, d, 2, 6, 3, 7);
+      const Vector rows[4] = {
+          __builtin_shufflevector(ac_low, bd_low, 0, 4, 1, 5), __builtin_shufflevector(ac_low, bd_low, 2, 6, 3, 7),
+          __builtin_shufflevector(ac_high, bd_high, 0, 4, 1, 5), __builtin_shufflevector(ac_high, bd_high, 2, 6, 3, 7)};
+      for (int r = 0; r < 4; ++r) std::memcpy(to + (j + r) * to_stride + i, &rows[r], sizeof rows[r]);
+    }
+}
+
+// The rows of a matrix in parts of contiguous T, where they lie or packed. A packed part begins at a cache line and is
+// filled up with zeros to whole ones; those of all rows lie together.
 template <class T>
 class Rows {
  public:
-  explicit Rows(const Array& array) : array_(array) {
-    if (array.empty() || array.direct<T>(0, 0) != nullptr) return;
-    packed_.resize(static_cast<std::size_t>(array.size()));
-    const std::int64_t rows = array.rows(), cols = array.cols();
-    if (array.can_transpose() && array.transposed().direct<T>(0, 0) != nullptr) {
-      // 32 x 32 blocks: both sides of the transpose stay in the cache.
-      const Array t = array.transposed();
-      parallel_for((rows + 31) / 32, [&](std::int64_t block) {
-        for (std::int64_t c = 0; c < cols; c += 32)
-          for (std::int64_t j = c; j < std::min(cols, c + 32); ++j) {
-            const T* from = t.direct<T>(j, 0);
-            for (std::int64_t i = block * 32; i < std::min(rows, block * 32 + 32); ++i)
-              packed_[static_cast<std::size_t>(i * cols + j)] = from[i];
-          }
-      });
+  static constexpr std::int64_t part = TypedKernels<T>::sddmm_part;
+
+  explicit Rows(const Array& array) : stride_(part), next_part_(part) {
+    if (const T* direct = array.direct<T>(0, 0)) {
+      data_ = direct;
+      stride_ = array.row_stride() / static_cast<std::int64_t>(sizeof(T));
       return;
     }
-    parallel_for(rows, [&](std::int64_t r) {
-      T* to = packed_.data() + r * cols;
-      const T* from = array.load(r, 0, cols, to);
-      if (from != to) std::copy(from, from + cols, to);
+    const std::int64_t cols = array.cols();
+    if (cols < part) stride_ = whole_lines(cols);
+    next_part_ = array.rows() * stride_;
+    T* const to = packed_.at_least(static_cast<std::size_t>(next_part_ * ((cols + part - 1) / part)));
+    data_ = to;
+    const bool turned = array.can_transpose() && array.transposed().direct<T>(0, 0) != nullptr;
+    for_rows((array.rows() + square - 1) / square, square * cols, [&](std::int64_t group) {
+      const std::int64_t first = group * square, last = std::min(array.rows(), first + square);
+      for (std::int64_t begin = 0; begin < cols; begin += part) {
+        const std::int64_t n = std::min(part, cols - begin);
+        T* const at = to + begin / part * next_part_ + first * stride_;
+        std::int64_t done = 0;
+        if (turned && last - first == square) {
+          const Array from = array.transposed();
+          const std::int64_t from_stride = from.row_stride() / static_cast<std::int64_t>(sizeof(T));
+          for (; done + square <= n; done += square)
+            transpose_square(from.direct<T>(begin + done, first), from_stride, at + done, stride_);
+        }
+        for (std::int64_t r = first; r < last; ++r) {
+          T* const rest = at + (r - first) * stride_ + done;
+          const T* values = array.load(r, begin + done, n - done, rest);
+          if (values != rest) std::copy(values, values + n - done, rest);
+          std::fill(rest + n - done, rest + std::min(stride_, whole_lines(n)) - done, T{0});
+        }
+      }
     });
   }
-  const T* operator[](std::int64_t row) const {
-    return packed_.empty() ? array_.direct<T>(row, 0) : packed_.data() + row * array_.cols();
+
+  const T* at(std::int64_t row, std::int64_t begin) const { return data_ + begin / part * next_part_ + row * stride_; }
+  std::int64_t stride() const { return stride_; }
+  bool packed() const { return packed_.data() != nullptr; }
+
+  // A few elements are not worth a line.
+  static std::int64_t whole_lines(std::int64_t n) {
+    constexpr std::int64_t line = 64 / sizeof(T);
+    return n < line ? n : (n + line - 1) / line * line;
   }
 
  private:
-  const Array& array_;
-  std::vector<T> packed_;
+  std::int64_t stride_, next_part_;
+  const T* data_;
+  Lines<T> packed_;
 };
 
 }  // namespace
@@ -55,22 +109,41 @@ void sddmm(const char* function, const Array& x, const Array& y, const CsrPatter
   if (x.rows() != p.rows || y.rows() != p.cols)
     value_error(format("%s: pattern must have the shape %s of x @ y.T, got %s", function,
                        shape_text(x.rows(), y.rows()).c_str(), shape_text(p.rows, p.cols).c_str()));
-  const std::int64_t k = x.cols();
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     T* out = static_cast<T*>(values);
-    if (k == 0) {
+    if (x.cols() == 0 || p.nnz() == 0) {
       std::fill(out, out + p.nnz(), T{0});
       return;
     }
     const Rows<T> left(x), right(y);
-    const std::int64_t step =
-        std::max<std::int64_t>(1, chunk_size * 8 / (1 + k * (p.nnz() / std::max<std::int64_t>(1, p.rows))));
+    const bool filled = left.packed() && right.packed();
+    const std::int64_t k = x.cols(), part = Rows<T>::part;
+    const std::int64_t work = k * (1 + p.nnz() / p.rows);  // of a row
+    const std::int64_t rows = std::max({std::int64_t{1}, 8 * chunk_size / work, std::min(most_rows, p.rows / 16)});
+    const auto kernel = kernels<T>().sddmm[p.wide];
     with_indices(p, [&](const auto* indices) {
-      parallel_for((p.rows + step - 1) / step, [&](std::int64_t chunk) {
-        for (std::int64_t r = chunk * step; r < std::min(p.rows, (chunk + 1) * step); ++r)
-          for (std::int64_t i = p.indptr[r]; i < p.indptr[r + 1]; ++i)
-            out[i] = kernels<T>().dot(left[r], right[indices[i]], k);
+      parallel_for((p.rows + rows - 1) / rows, [&](std::int64_t chunk) {
+        const std::int64_t first = chunk * rows, last = std::min(p.rows, first + rows);
+        std::vector<std::int64_t> begins(p.indptr + first, p.indptr + last), ends(begins);
+        for (std::int64_t block = 0; block < p.cols; block += block_rows) {
+          for (std::int64_t r = 0; r < last - first; ++r) {
+            const auto* beyond = indices + p.indptr[first + r + 1];
+            std::int64_t& end = ends[static_cast<std::size_t>(r)];
+            begins[static_cast<std::size_t>(r)] = end;
+            end = block + block_rows >= p.cols ? beyond - indices
+                                               : std::lower_bound(indices + end, beyond, block + block_rows) - indices;
+          }
+          for (std::int64_t begin = 0; begin < k; begin += part) {
+            const std::int64_t here = std::min(part, k - begin), n = filled ? Rows<T>::whole_lines(here) : here;
+            for (std::int64_t r = 0; r < last - first; ++r) {
+              const std::int64_t i = begins[static_cast<std::size_t>(r)], end = ends[static_cast<std::size_t>(r)];
+              if (i == end) continue;
+              kernel(left.at(first + r, begin), right.at(0, begin), right.stride(), indices + i, end - i, n, begin > 0,
+                     out + i);
+            }
+          }
+        }
       });
     });
   });

@@ -76,6 +76,7 @@ def transpose(
     order: _Array,
     /,
 ) -> None: ...
+def gather(values: _Array, order: _Array, out: _Array, /) -> None: ...
 def matmul(
     function: str,
     rows: int,

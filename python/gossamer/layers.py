@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from gossamer import _core
 from gossamer._arrays import Array, Host, give_back, host, require_float
 from gossamer.multiply import activation_grad, linear, sddmm
 from gossamer.sparse import SparseMatrix
@@ -40,6 +43,7 @@ class SparseLinear:
         if not isinstance(a, SparseMatrix):
             raise TypeError(f"SparseLinear: a must be a SparseMatrix, got {type(a).__name__}")
         self.a = a
+        self._transpose: tuple[SparseMatrix, SparseMatrix] | None = None
         self.bias: Host | None = None
         if bias is not None:
             view = host(bias, "SparseLinear", "bias")
@@ -73,16 +77,51 @@ class SparseLinear:
                 raise ValueError(f"{f}: {name} must have the shape ({batch}, {width}), got {array.shape}")
         if self.activation is not None:
             grad = activation_grad(linear(inputs, self.a, bias=self.bias), grad, self.activation)
-        dx = linear(grad, self.a.T)
-        dvalues = sddmm(grad.T, inputs.T, self.a).values
-        dbias = None if self.bias is None else grad.sum(axis=0, dtype=np.float64).astype(grad.dtype)
-        return give_back(dx, dy), _own(dvalues, dy), None if dbias is None else give_back(dbias, dy)
+        dx = input_gradient(grad, self._transposed())
+        dvalues = value_gradient(grad, inputs, self.a)
+        dbias = None if self.bias is None else bias_gradient(grad)
+        return give_back(dx, dy), give_back(dvalues, dy), None if dbias is None else give_back(dbias, dy)
+
+    def _transposed(self) -> SparseMatrix:
+        """The transpose of ``a``, kept until ``a`` is another."""
+        cached = self._transpose
+        if cached is None or cached[0] is not self.a:
+            cached = self._transpose = (self.a, transposed(self.a))
+        return cached[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_transpose": None}
 
     def __repr__(self) -> str:
         return f"SparseLinear({self.a!r}, bias={self.bias is not None}, activation={self.activation!r})"
 
 
-def _own(values: Host, like: Array) -> Array:
-    """Gradients belong to the caller, who may change them."""
-    values.flags.writeable = True
-    return give_back(values, like)
+def transposed(a: SparseMatrix) -> SparseMatrix:
+    """``a.T``: a's values in the order of its transpose, whose structure and packs are made once a structure."""
+    structure, order = a._structure.transposed()
+    values = np.empty(a.nnz, a.dtype)
+    _core.gather(a.values, order, values)
+    return SparseMatrix._make(structure, values, a._plan)
+
+
+def input_gradient(dy: Host, transpose: SparseMatrix) -> Host:
+    """dX ``[batch, in]`` = dY @ A, from dY ``[batch, out]`` and the transpose of A."""
+    dx: Host = linear(dy, transpose)
+    return dx
+
+
+def value_gradient(dy: Host, x: Host, a: SparseMatrix) -> Host:
+    """dYᵀ @ X where A keeps a position, in the order of ``a.values``; the caller's own."""
+    values: Host = np.empty(a.nnz, np.float64 if np.float64 in (dy.dtype, x.dtype) else np.float32)
+    sddmm(dy.T, x.T, a, out=values)
+    return values
+
+
+def bias_gradient(dy: Host) -> Host:
+    """The sums of the columns ``[out]``: runs of 32 rows in the dtype itself, and these in float64."""
+    if dy.dtype.itemsize == 2 or dy.shape[0] == 0:
+        sums: Host = dy.sum(axis=0, dtype=np.float64)
+    else:
+        runs = np.stack([dy[i : i + 32].sum(axis=0) for i in range(0, dy.shape[0], 32)])
+        sums = runs.sum(axis=0, dtype=np.float64)
+    return sums.astype(dy.dtype)

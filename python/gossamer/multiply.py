@@ -160,7 +160,7 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     ----------
     x : floats ``[rows, k]``.
     y : ``[cols, k]``. The result is float64 where an input is, else float32. Inputs whose rows are not contiguous, or
-        not of the result's dtype, are packed into scratch of their size.
+        not of the result's dtype, are packed into scratch of their size (rows in whole cache lines).
     pattern : ``[rows, cols]``.
     out : a contiguous array ``[nnz]`` of the result's dtype that receives the values and is then held by the result.
 

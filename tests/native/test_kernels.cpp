@@ -664,21 +664,35 @@ TEST(products_are_within_rounding_on_every_table) {
           run(double{}, std::int64_t{}, isa, shape, rows, cols);
         }
   }
-  const auto dot = [&](auto zero, std::int64_t n) {
+}
+
+TEST(sampled_products_on_every_table) {
+  Random random(11);
+  const auto run = [&](auto zero, auto index, std::int64_t n) {
     using T = decltype(zero);
-    const Heap<T> a = drawn<T>(random, n, Mix::plain), b = drawn<T>(random, n, Mix::plain);
-    double exact = 0, magnitude = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-      exact += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-      magnitude += std::abs(static_cast<double>(a[i]) * static_cast<double>(b[i]));
+    using Index = decltype(index);
+    const std::int64_t rows = 5, stride = n + 3;
+    const Heap<T> x = drawn<T>(random, n, Mix::plain), y = drawn<T>(random, rows * stride - 3, Mix::plain);
+    const Index indices[] = {0, 2, 4};
+    for (const Isa& isa : isas()) {
+      if (!isa.supported) continue;
+      for (const bool add : {false, true}) {
+        T out[] = {T{1}, T{2}, T{3}};
+        isa.kernels->typed(zero).sddmm[sizeof(Index) == 8](x.data(), y.data(), stride, indices, 3, n, add, out);
+        for (int i = 0; i < 3; ++i) {
+          double exact = add ? i + 1 : 0, magnitude = exact;
+          for (std::int64_t j = 0; j < n; ++j) {
+            const double product = static_cast<double>(x[j]) * static_cast<double>(y[indices[i] * stride + j]);
+            exact += product;
+            magnitude += std::abs(product);
+          }
+          CHECK(close(out[i], exact, magnitude), "sddmm %s n=%d", isa.name, static_cast<int>(n));
+        }
+      }
     }
-    for (const Isa& isa : isas())
-      if (isa.supported)
-        CHECK(close(isa.kernels->typed(zero).dot(a.data(), b.data(), n), exact, magnitude), "dot %s n=%d", isa.name,
-              static_cast<int>(n));
   };
-  for (std::int64_t n = 0; n <= longest; ++n) dot(float{}, n), dot(double{}, n);
-  for (const std::int64_t n : {4095, 4096, 4097, 10000}) dot(float{}, n), dot(double{}, n);
+  for (std::int64_t n = 1; n <= TypedKernels<float>::sddmm_part; ++n) run(float{}, std::int32_t{}, n);
+  for (std::int64_t n = 1; n <= TypedKernels<double>::sddmm_part; ++n) run(double{}, std::int64_t{}, n);
 }
 
 TEST(activations_and_their_slopes_on_every_table) {

@@ -7,7 +7,8 @@ A model is a dict of arrays: ``{"layer1.weight": [out, in], "layer1.bias": [out]
 ``data``         load, clean, normalise, augment and split
 ``model``        initialise, forward, backward, dense to sparse layers
 ``losses``       mean squared error, softmax cross-entropy: value and gradient
-``optimizers``   gradient descent, SGD with momentum, Adam, all masked
+``optimizers``   gradient descent, SGD with momentum, Adam, AdamW, all masked
+``steps``        training steps on the kept weights alone, for phases in which the masks stay
 ``loop``         epochs of minibatches with early stopping, one yielded result an epoch
 ``importance``   gradients and input norms over many batches, turned into scores
 ``gradual``      pruning by a schedule from within the loop

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient descent, SGD with momentum and Adam, all of them masked.
+"""Gradient descent, SGD with momentum, Adam and AdamW, all of them masked.
 
 ``step(params, grads, masks)`` changes ``params`` in place. A weight that a mask prunes is set to 0 and stays there: its
 gradient is dropped before it reaches momentum, and its momentum (Adam: both moments) is set to zero when the mask
 first comes, so it neither revives nor, if a later mask regrows it, starts with a stale push.
-The formulas are those of ``torch.optim`` (weight decay is added to the gradient: L2, for all parameters).
+The formulas are those of ``torch.optim`` (weight decay is added to the gradient: L2, for all parameters; in
+AdamW it shrinks them instead).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import gossamer as gs
@@ -41,10 +42,11 @@ def _check(optimizer: str, rate: float, **shares: float) -> None:
             raise ValueError(f"{optimizer}: {name} must be in [0, 1), got {value}")
 
 
-class _Masked:
+class Masked:
     """The part all optimizers share: masking, weight decay, buffers that are zeroed where a new mask prunes."""
 
     slots: tuple[str, ...] = ()
+    decoupled = False  # whether weight decay leaves the gradient alone
 
     def __init__(self, rate: float, weight_decay: float) -> None:
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
@@ -77,10 +79,19 @@ class _Masked:
                 scratch[...] = gradient
             else:
                 gs.apply_mask(gradient, mask, out=scratch)
-            if self.weight_decay:
+            if self.weight_decay and self.decoupled:
+                weight *= 1 - self.rate * self.weight_decay
+            elif self.weight_decay:
                 # One more temporary, only where it is asked for.
                 scratch += self.weight_decay * weight
             self._update(weight, scratch, self.state[name])
+
+    def carry_over(self, name: str, convert: Callable[[Array], Array], mask: gs.Mask | None) -> None:
+        """Go on with ``name`` in another shape, under ``mask``: its buffers, if any, become ``convert(buffer)``."""
+        for slot, array in self.state.get(name, {}).items():
+            self.state[name][slot] = convert(array)
+        self._scratch.pop(name, None)
+        self._masks[name] = mask
 
     def _prepare(self, name: str, weight: Array, mask: gs.Mask | None) -> None:
         """Create the buffers of ``name``; where the mask is a new one, prune weight and buffers by it."""
@@ -100,7 +111,7 @@ class _Masked:
         raise NotImplementedError
 
 
-class GradientDescent(_Masked):
+class GradientDescent(Masked):
     """w ← w - rate · (g + weight_decay · w)."""
 
     def __init__(self, rate: float, *, weight_decay: float = 0.0) -> None:
@@ -112,7 +123,7 @@ class GradientDescent(_Masked):
         weight -= gradient
 
 
-class SGD(_Masked):
+class SGD(Masked):
     """v ← momentum · v + g;  w ← w - rate · v, or with Nesterov w ← w - rate · (g + momentum · v)."""
 
     slots = ("momentum",)
@@ -136,7 +147,7 @@ class SGD(_Masked):
         weight -= gradient
 
 
-class Adam(_Masked):
+class Adam(Masked):
     """Adam with bias correction (Kingma 2014, 1412.6980).
 
     m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  w ← w - rate · m̂ / (√v̂ + ε), m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
@@ -153,9 +164,9 @@ class Adam(_Masked):
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        _check("Adam", rate, beta1=beta1, beta2=beta2)
+        _check(type(self).__name__, rate, beta1=beta1, beta2=beta2)
         if not epsilon > 0:
-            raise ValueError(f"Adam: epsilon must be positive, got {epsilon}")
+            raise ValueError(f"{type(self).__name__}: epsilon must be positive, got {epsilon}")
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         super().__init__(rate, weight_decay)
 
@@ -176,3 +187,20 @@ class Adam(_Masked):
         change = xp.divide(mean, denominator, out=denominator)
         change *= self.rate / (1 - self.beta1**self.steps)
         weight -= change
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov 2017, 1711.05101): w ← w · (1 - rate · weight_decay) comes first."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        rate: float = 1e-3,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(rate, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
