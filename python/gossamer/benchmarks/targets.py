@@ -58,11 +58,13 @@ TARGETS: tuple[Target, ...] = (
     Target("train", "torch sampled_addmm", 4.0, {"operation": "SDDMM"}),
     Target("layers", "random mask", 0.85, {"sparsity": 0.5, "real": True}),
     *(
-        Target("select", "limit", share, {"operation": "topk_mask", "shape": shape})
+        Target("select", "limit", share, {"operation": operation, "shape": shape})
+        for operation in ("topk_mask", "mask from weights", "taylor mask from weights")
         for shape, share in (([4096, 4096], 1 / 2.0), ([4096, 11008], 1 / 1.5))
     ),
     *(
-        Target("select", peer, bound, {"operation": "mask from weights"})
+        Target("select", peer, bound, {"operation": operation})
+        for operation in ("mask from weights", "taylor mask from weights")
         for peer, bound in (("np.partition", 10.0), ("torch.kthvalue", 60.0))
     ),
 )
