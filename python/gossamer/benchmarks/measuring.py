@@ -51,14 +51,16 @@ class Contestant:
 
     def prepare(self) -> None:
         """The first call and its check, and how many calls a turn has. The first may build and allocate."""
+        began = time.perf_counter()
         answer = self.run()
+        first = time.perf_counter() - began
         if self.check is not None:
             try:
                 self.check(answer)
             except AssertionError as error:
                 raise WrongAnswerError(f"bench: {self.name}: {error}") from error
         del answer
-        self._calls = max(1, math.ceil(TURN / max(self._once(1), 1e-9)))
+        self._calls = 1 if first > 10 * SHORT else max(1, math.ceil(TURN / max(self._once(1), 1e-9)))
 
     def turn(self, pause: float) -> None:
         time.sleep(pause)
@@ -95,7 +97,8 @@ class Contestant:
 def take_turns(contestants: Sequence[Contestant], seconds: float, pause: float = PAUSE, turns: int = 5) -> None:
     """Checks every answer, then times A, B, C, A, B, C ... for about `seconds`, each after a `pause`.
 
-    A disturbance so meets all of them. Raises WrongAnswerError before anything is timed.
+    A disturbance so meets all of them. Whoever has taken all that time alone rests after three turns. Raises
+    WrongAnswerError before anything is timed.
     """
     for contestant in contestants:
         contestant.prepare()
@@ -104,7 +107,8 @@ def take_turns(contestants: Sequence[Contestant], seconds: float, pause: float =
     done = 0
     while done < turns or (time.perf_counter() - began < seconds and done < 500):
         for contestant in contestants:
-            contestant.turn(pause)
+            if done < min(3, turns) or not sum(contestant.seconds) > seconds > 0:
+                contestant.turn(pause)
         done += 1
 
 
