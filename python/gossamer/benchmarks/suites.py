@@ -21,7 +21,6 @@ from gossamer.benchmarks.peers import Peer, Problem, as_tensor, load, torch_rows
 from gossamer.benchmarks.targets import SPARSITIES
 from gossamer.scoring import gather_inputs
 from gossamer.selection import select as select_masks
-from gossamer.sparse import FEW
 
 Shape = tuple[int, int]
 
@@ -157,9 +156,16 @@ def product(
     contestants = [Contestant("gossamer", "gossamer", ours, check)]
     chosen = setting.peers if peers is None else peers
     contestants += [Contestant(key, peer.kind, peer.job(problem), check) for key, peer in chosen.items()]
-    form = a._plan.few if problem.n <= FEW else a.format
+    form = a._plan.kernel(problem.n)
     stored = a.nnz * a.dtype.itemsize + structure_bytes(a, form)
-    known = {"shape": list(w.shape), "n": problem.n, "sparsity": 0.0, "dtype": str(a.dtype), "format": form}
+    known = {
+        "shape": list(w.shape),
+        "n": problem.n,
+        "sparsity": 0.0,
+        "dtype": str(a.dtype),
+        "format": form,
+        "plan": a.plan,
+    }
     return Case(name, contestants, known | facts, 2.0 * a.nnz * problem.n, stored + x.nbytes + out.nbytes)
 
 
