@@ -17,7 +17,8 @@ import pytest
 import threadpoolctl
 
 import gossamer as gs
-from measuring import Measure, Record, blas_kernels, describe_run, machine_limits
+from gossamer.benchmarks.measuring import pools
+from measuring import Measure, Record, describe_run, machine_limits
 
 _RECORDS = pytest.StashKey[list[Record]]()
 
@@ -67,7 +68,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Measure:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["gossamer"] = gs.info()
-    machine_info["blas"] = blas_kernels()
+    machine_info["pools"] = pools()
     machine_info["numpy"] = np.__version__
     machine_info["platform"] = platform.platform()
     if config.stash[_RECORDS]:
@@ -82,7 +83,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     write = terminalreporter.write_line
     terminalreporter.section("median and best time against the limits of this machine")
     write(f"limits, measured in this run: {machine_limits().summary()}")
-    write(f"BLAS: {'; '.join(blas_kernels())}")
+    write(f"threads: {'; '.join(pools())}")
     width = max(len(record.name) for record in records)
     for group in dict.fromkeys(record.group for record in records):
         members = [record for record in records if record.group == group]

@@ -18,8 +18,7 @@ import pytest
 from safetensors import safe_open
 
 import gossamer as gs
-from gossamer.scoring import gather_inputs
-from gossamer.selection import select
+from gossamer.benchmarks.suites import mask_of as mask_of
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Job: TypeAlias = Callable[[], Any]
@@ -131,34 +130,6 @@ def as_tensor(a: Array) -> Any:
 def fresh(shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
     """Memory that has been touched: a buffer for out=."""
     return np.zeros(shape, dtype)
-
-
-def mask_of(
-    weights: Array,
-    grads: Array | None = None,
-    *,
-    nnz: int,
-    method: str = "magnitude",
-    stats: gs.Stats | None = None,
-    group: str = "tensor",
-) -> gs.Mask:
-    """What ``gs.prune`` does before it writes weights: the mask straight from the weights, no scores in memory."""
-    inputs = gather_inputs(weights, grads, method, stats, None, "prune")
-    masks = select(
-        inputs,
-        [w.shape for w in inputs.weights],
-        [],
-        "prune",
-        sparsity=None,
-        nnz=nnz,
-        threshold=None,
-        pattern="element",
-        group=group,
-        min_density=0.0,
-        priors=dict.fromkeys(inputs.names),
-        nan="raise",
-    )
-    return masks[""]
 
 
 # ------------------------------------------------------------------------------------------------------------ answers

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,30 +12,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 import gossamer as gs
+from gossamer.benchmarks.measuring import numpy_simd, pools, warnings_of_machine
 from limits import Limits
 from limits import measure as measure_limits
-
-
-def blas_kernels() -> list[str]:
-    """The BLAS libraries in this process, with their kernels and threads."""
-    return [
-        f"{pool['internal_api']} {pool['version']}: kernel {pool.get('architecture', 'unknown')}, "
-        f"{pool['num_threads']} threads"
-        for pool in threadpoolctl.threadpool_info()
-        if pool["user_api"] == "blas"
-    ]
-
-
-def numpy_simd() -> str:
-    """The instruction sets beyond its baseline that numpy found and was built for; its partition and sort use them."""
-    try:
-        from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
-    except ImportError:
-        return "unknown"
-    return " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name)) or "baseline"
 
 
 def describe_run() -> list[str]:
@@ -44,16 +24,10 @@ def describe_run() -> list[str]:
     info = gs.info()
     lines = [
         f"gossamer {info['version']}: {info['isa']}, {gs.get_num_threads()} threads, {info['processors']} processors, "
-        f"{info['build']['compiler']}{', DEBUG BUILD' if info['build']['debug'] else ''}",
-        f"numpy {np.__version__} ({numpy_simd()}) with "
-        f"{'; '.join(blas_kernels()) or 'a BLAS that threadpoolctl does not know'}",
+        f"{info['build']['compiler']}",
+        f"numpy {np.__version__} ({numpy_simd()}); {'; '.join(pools())}",
     ]
-    forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
-    if forced:
-        lines.append(f"WARNING: {' '.join(forced)}: the BLAS kernel is forced, dense figures may be too slow")
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
-        lines.append(f"WARNING: load average {os.getloadavg()[0]:.1f}: other programs are running, figures are noisy")
-    return lines
+    return lines + [f"WARNING: {text}" for text in warnings_of_machine()]
 
 
 @cache

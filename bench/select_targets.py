@@ -51,7 +51,6 @@ from peak_memory import peak_bytes
 from turns import Call, Run, Size, measure
 
 SIZES = {False: ((4096, 4096), (4096, 11008)), True: ((1024, 1024), (1024, 2752))}
-READS = (2.0, 1.5)  # how many streaming reads the mask may take, by size
 SPARSITIES = (0.5, 0.9)
 
 
@@ -89,57 +88,6 @@ def _kernel(run: Run, size: Size, pool: ThreadPoolExecutor) -> None:
         at_most=1.1,
         nbytes=w.nbytes,
     )
-
-
-def masks(run: Run) -> None:
-    """The exact mask straight from the weights, and from scores."""
-    for size, reads in zip(run.sizes, READS, strict=True):
-        for sparsity in SPARSITIES:
-            _scores(run, size, sparsity, reads)
-            for method in ("magnitude", "taylor"):
-                _mask(run, size, sparsity, method, reads)
-
-
-def _scores(run: Run, size: Size, sparsity: float, reads: float) -> None:
-    scores = magnitudes(size)
-    kept = kept_count(scores.size, sparsity)
-    run.compare(
-        f"scores {sparsity} {_named(size)}",
-        Call("topk_mask", lambda: gs.topk_mask(scores, nnz=kept), is_mask(exact_mask(scores, kept))),
-        run.passes("one read of the scores", scores),
-        at_most=reads,
-        nbytes=scores.nbytes + scores.size / 8,
-    )
-
-
-def _mask(run: Run, size: Size, sparsity: float, method: str, reads: float) -> None:
-    w, g = normal(size), normal(size, 1)
-    inputs, formula = ((w,), "|w|") if method == "magnitude" else ((w, g), "|w*g|")
-    scores, kept = scores_of(w, g, method), kept_count(w.size, sparsity)
-    place = w.size - kept
-    finds = _finds(np.partition(scores, place, axis=None)[place])
-    ours = Call(
-        "mask from weights", lambda: mask_of(*inputs, method=method, nnz=kept), is_mask(exact_mask(scores, kept))
-    )
-    read = run.passes("one read of the inputs", *inputs)
-    group, nbytes = f"{method} {sparsity} {_named(size)}", len(inputs) * w.nbytes + w.size / 8
-    run.compare(group, ours, read, at_most=reads, nbytes=nbytes)
-
-    def partition() -> Any:
-        return np.partition(scores_of(w, g, method), place, axis=None)[place]
-
-    peer = Call(f"np.partition {formula}", partition, finds)
-    run.compare(group, ours, peer, at_least=10, limit=read, nbytes=nbytes)
-    if run.torch is None:
-        return run.leave_out(f"{group}, kthvalue", "torch is not installed")
-    tensors = [as_tensor(a) for a in inputs]
-
-    def kthvalue() -> Any:
-        scores = (tensors[0] if method == "magnitude" else tensors[0] * tensors[1]).abs()
-        return run.torch.kthvalue(scores.view(-1), place + 1).values
-
-    peer = Call(f"torch.kthvalue {formula}", kthvalue, finds)
-    return run.compare(group, ours, peer, at_least=60, limit=read, nbytes=nbytes)
 
 
 def prune(run: Run) -> None:
@@ -330,7 +278,7 @@ def scratch(run: Run) -> None:
 
 
 GROUPS: dict[str, Callable[[Run], None]] = {
-    section.__name__: section for section in (kernel, masks, prune, wanda, minilm, adversarial, sixteen_bits, scratch)
+    section.__name__: section for section in (kernel, prune, wanda, minilm, adversarial, sixteen_bits, scratch)
 }
 
 

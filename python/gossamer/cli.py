@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
 import gossamer as gs
@@ -84,6 +84,46 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from gossamer import benchmarks, reporting
+    from gossamer.benchmarks import tables
+
+    for name in ("out", "model"):
+        if getattr(options, name) == "":
+            raise _UsageError("gossamer bench", f"{name} must not be empty")
+    try:
+        chosen = benchmarks.Options(
+            suites=options.suite or benchmarks.SUITES,
+            peers=options.peers,
+            seconds=options.seconds,
+            threads=options.threads,
+            quick=options.quick,
+            model=None if options.model is None else Path(options.model),
+        )
+    except ValueError as error:
+        raise _UsageError("gossamer bench", str(error).removeprefix("bench: ")) from error
+    with _progress() as progress, ExitStack() as stack:
+        stage = stack.enter_context(reporting.staged(options.out)) if options.out else None  # fails before the work
+        report = benchmarks.run(chosen, progress)
+        if stage is not None:
+            progress("report", None, "pictures")
+            tables.write(stage, report)
+    if options.json:
+        print(reporting.to_json(report), end="")
+        return 0
+    for line in tables.about(report):
+        _print(line)
+    for suite, rows in tables.tables(report):
+        _print_table(suite, rows)
+    for line in tables.remarks(report):
+        _print(line)
+    if options.out:
+        _print(f"{report['seconds']:.0f} s in all. bench.json, bench.md and pictures: {options.out}")
+    return 0
+
+
 def _info(options: argparse.Namespace) -> int:
     info = gs.info()
     if options.json:
@@ -136,7 +176,25 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="show version, instruction set, threads and build", allow_abbrev=False)
     info.set_defaults(run=_info)
-    for command in (train, info):
+    bench = commands.add_parser(
+        "bench",
+        help="measure selection and products beside other libraries and the machine's limits",
+        description="Suites: select, spmm, spmv, nm, train, layers (default: all). Every answer is checked in float64 "
+        "before it is timed; contestants take turns. numpy's dense product always takes part, with --peers also "
+        "torch, onnxruntime, scipy and MKL where they are installed.",
+        allow_abbrev=False,
+    )
+    bench.add_argument("suite", nargs="*", metavar="SUITE", help="select, spmm, spmv, nm, train or layers")
+    bench.add_argument("--peers", action="store_true", help="all peers that are installed")
+    bench.add_argument("--out", metavar="DIR", help="folder for bench.json, bench.md and pictures")
+    bench.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="about how long a row takes (default: %(default)s)"
+    )
+    bench.add_argument("--threads", type=int, metavar="N", help="of all libraries (default: as many as gossamer takes)")
+    bench.add_argument("--model", metavar="DIR", help="what `gossamer train --out DIR` wrote, for the suite layers")
+    bench.add_argument("--quick", action="store_true", help="tiny sizes: tries the program, says nothing about speed")
+    bench.set_defaults(run=_bench)
+    for command in (train, info, bench):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

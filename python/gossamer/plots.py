@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a report: accuracy against sparsity, accuracy over time, density per layer, inputs still used.
 
+And those of ``gossamer bench``: its products under the machine's limits, against dense ones, and bytes per second.
+
 Each function takes a report (see :mod:`gossamer.reporting`) and returns a matplotlib figure, or None where the report
 lacks what the picture needs. matplotlib is imported on first use and without pyplot: no window, no global state.
 Colours are Okabe and Ito's, which stay apart for colour-blind readers; nothing is told by colour alone.
@@ -8,19 +10,24 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers; nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PLOTS", "save_plots"]
+__all__ = ["BENCH_PLOTS", "PLOTS", "save_plots"]
 
 Report = Mapping[str, Any]
+Plots: TypeAlias = "Mapping[str, Callable[[Report], Figure | None]]"
 
 BLUE, ORANGE, GREEN, INK, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#1F2933", "#5F6B76", "#E4E8EC"
+PINK = "#CC79A7"
+SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PINK, "^"), (INK, "v"))  # colour and marker of one series each
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 11,
@@ -43,8 +50,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save_plots(folder: Path, report: Report) -> list[str]:
-    """Draw what the report holds as NAME.svg and NAME.png in `folder`; the names in the order of a story.
+def save_plots(folder: Path, report: Report, plots: Plots | None = None) -> list[str]:
+    """Draw what the report holds (default: `PLOTS`) as NAME.svg and NAME.png in `folder`; the names in order.
 
     Equal reports give equal bytes (with one version of matplotlib). Raises OSError where a file cannot be written.
     """
@@ -53,7 +60,7 @@ def save_plots(folder: Path, report: Report) -> list[str]:
 
     names = []
     with matplotlib.rc_context(STYLE):
-        for name, draw in PLOTS.items():
+        for name, draw in (PLOTS if plots is None else plots).items():
             figure = draw(report)
             if figure is not None:
                 FigureCanvasAgg(figure)
@@ -175,6 +182,103 @@ PLOTS: dict[str, Callable[[Report], Figure | None]] = {
     "accuracy_over_time": accuracy_over_time,
     "density_per_layer": density_per_layer,
     "inputs_used": inputs_used,
+}
+
+
+def roofline(report: Report) -> Figure | None:
+    """The products' rates on their non-zeros against operations per byte, under the limits of the machine."""
+    rows = [row for row in report.get("rows", ()) if row.get("gflops") and row.get("gb_per_s")]
+    if not rows:
+        return None
+    limits = report["limits"]
+    read, peak = limits["read_gb_per_s"], limits["gflops"]
+    figure, (axes,) = _figure(1)
+    intensities = [row["flops"] / row["nbytes"] for row in rows]
+    left, right = 0.7 * min(*intensities, peak / read), 1.6 * max(*intensities, peak / read)
+    axes.plot([left, peak / read, right], [left * read, peak, peak], color=INK, linewidth=1.6, zorder=1.5)
+    _note(axes, (left, left * read), (4, 12), f"read {read:.0f} GB/s", GREY, "left", "normal")
+    _note(axes, (right, peak), (-2, 6), f"dense product {peak:.0f} GFLOP/s", GREY, "right", "normal")
+    for suite, (color, marker) in zip(dict.fromkeys(row["suite"] for row in rows), SERIES, strict=False):
+        own = [(x, row["gflops"]) for x, row in zip(intensities, rows, strict=True) if row["suite"] == suite]
+        axes.plot(*zip(*own, strict=True), marker, color=color, alpha=0.8, label=suite)
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte moved", ylabel="GFLOP/s on the non-zeros")
+    axes.legend(loc="lower right")
+    return _titled(figure, axes, "How near the products come to the machine's limits", _machine(report))
+
+
+def speedup_over_dense(report: Report) -> Figure | None:
+    """Times the best dense product against sparsity, a line for each number of columns."""
+    rows = [row for row in report.get("rows", ()) if row["suite"] == "spmm" and row.get("dense")]
+    shapes = [tuple(row["shape"]) for row in rows]
+    largest = max(shapes, key=lambda shape: int(shape[0]) * int(shape[1]), default=None)
+    rows = [row for row, shape in zip(rows, shapes, strict=True) if shape == largest]
+    columns = sorted({row["n"] for row in rows}, reverse=True)
+    if not rows:
+        return None
+    figure, (axes,) = _figure(1)
+    axes.axhline(1, color=GREY, linewidth=1.4, linestyle=(0, (5, 3)), zorder=1.5)
+    names = " or ".join(sorted({row["dense"]["name"] for row in rows}))
+    _note(axes, (_percent(rows)[0], 1), (0, -15), f"break-even with dense ({names})", GREY, "left", "normal")
+    for n, (color, marker) in zip(columns, SERIES, strict=False):
+        own = sorted((row for row in rows if row["n"] == n), key=lambda row: float(row["sparsity"]))
+        x, y = _percent(own), [row["dense"]["ratio"] for row in own]
+        axes.plot(x, y, color=color, marker=marker, label=f"{n} columns")
+        crossing = breakeven(x, y)
+        if crossing is not None:
+            axes.plot([crossing], [1], marker="x", color=color, markeredgewidth=2.2, linestyle="none")
+            _note(axes, (crossing, 1), (0, 7), f"{crossing:.0f} %", color)
+    axes.set(yscale="log", xlabel="weights removed (%)", ylabel="times as fast as the best dense product")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (0.5, 2, 3, 5) else "")
+    axes.legend(loc="upper left")
+    return _titled(figure, axes, f"Sparse against dense, {_shape(rows[0]['shape'])} float32", _machine(report))
+
+
+def breakeven(sparsities: Sequence[float], ratios: Sequence[float]) -> float | None:
+    """Where a ratio rises through 1, between the measured points in logarithms; None where it never does."""
+    points = list(zip(sparsities, ratios, strict=True))
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if y0 < 1 <= y1:
+            return x0 + (x1 - x0) * -math.log(y0) / (math.log(y1) - math.log(y0))
+    return None
+
+
+def bytes_per_second(report: Report) -> Figure | None:
+    """Selection and products of one column: the bytes that have to move, per second, and those of a plain read."""
+    rows = [row for row in report.get("rows", ()) if row["suite"] in ("select", "spmv") and row.get("gb_per_s")]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(1, height=1.8 + 0.4 * len(rows))
+    bars = axes.barh(
+        [row["name"] for row in rows],
+        [row["gb_per_s"] for row in rows],
+        color=[BLUE if row["suite"] == "select" else GREEN for row in rows],
+        height=0.62,
+    )
+    axes.bar_label(
+        bars,
+        [f" {row['gb_per_s']:.1f}   {100 * (row.get('share_of_limit') or 0):.0f} % of a read" for row in rows],
+        padding=3,
+    )
+    read = report["limits"]["read_gb_per_s"]
+    axes.axvline(read, color=GREY, linewidth=1.4, linestyle=(0, (5, 3)))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1.5 * max(read, *(row["gb_per_s"] for row in rows)))
+    axes.set_xlabel(f"GB/s (dashed: a plain read of memory, {read:.1f})")
+    return _titled(figure, axes, "Selection (blue) and products of one column (green)", _machine(report))
+
+
+def _machine(report: Report) -> str:
+    machine = report.get("machine", {})
+    isa = machine.get("gossamer", {}).get("isa")
+    return f"{machine.get('processor', '')} · {isa} · {report.get('threads')} threads"
+
+
+BENCH_PLOTS: Plots = {
+    "roofline": roofline,
+    "speedup_over_dense": speedup_over_dense,
+    "bytes_per_second": bytes_per_second,
 }
 
 

@@ -32,7 +32,7 @@ from gossamer import plots
 if TYPE_CHECKING:
     from gossamer.tuning import Result
 
-__all__ = ["markdown", "save_report", "staged", "to_json", "tune_report", "write_report"]
+__all__ = ["markdown", "save_report", "staged", "table", "to_json", "tune_report", "write_report"]
 
 Report = Mapping[str, Any]
 
@@ -91,12 +91,12 @@ def markdown(report: Report, pictures: list[str] | None = None) -> str:
     about = [f"{key}: {report[key]}" for key in ("data", "model", "method", "seed") if report.get(key) is not None]
     lines += [" · ".join(about), ""] if about else []
     rows = summary(report)
-    lines += [*_table(rows), ""] if rows else []
+    lines += [*table(rows), ""] if rows else []
     lines += [f"- {note}" for note in report.get("notes", ())]
     for name in pictures or ():
         lines += ["", f"![{name.replace('_', ' ')}]({name}.svg)"]
     if report.get("history"):
-        lines += ["", "## Rounds", "", *_table(rounds(report))]
+        lines += ["", "## Rounds", "", *table(rounds(report))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -174,7 +174,8 @@ def layer(name: str, nnz: int, size: int, **more: Any) -> dict[str, Any]:
     return {"name": name, "nnz": nnz, "size": size, "density": nnz / size if size else 0.0, **more}
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def table(rows: list[list[str]]) -> list[str]:
+    """Rows of text, the head first, as lines of Markdown."""
     head, *body = rows
     ruler = ["---", *("---:" for _ in head[1:])]
     return ["| " + " | ".join(row) + " |" for row in (head, ruler, *body)]
