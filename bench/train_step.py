@@ -91,9 +91,7 @@ class Problem:
             "step": (self.sparse_step, self.dense_step),
             "forward": (lambda: training.activations(self.x), lambda: model.activations(params, self.x)),
             "dX": (
-                lambda: [
-                    sparse.input_gradient(dy, sparse.transposed(training.matrices[name])) for name, dy, _ in pairs[1:]
-                ],
+                lambda: [sparse.input_gradient(dy, training.matrices[name].T) for name, dy, _ in pairs[1:]],
                 lambda: [dy @ params[name] for name, dy, _ in pairs[1:]],
             ),
             "dW": (

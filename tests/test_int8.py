@@ -110,3 +110,20 @@ def test_a_file_without_scales_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b"a.scales", b"a.scalez"))
     with pytest.raises(ValueError, match="tensor 'a' must be whole"):
         gs.load(path)
+
+
+def test_gradients_are_those_of_the_scaled_numbers() -> None:
+    a = gs.SparseMatrix.from_dense(weights((24, 40)), format="csr", dtype="int8")
+    x = generator("int8 gradient").standard_normal((7, 40)).astype(np.float32)
+    layer = gs.SparseLinear(a, activation="tanh")
+    dense = gs.SparseLinear(gs.SparseMatrix.from_dense(a.to_dense(), a.mask), activation="tanh")
+    for got, expected in zip(layer.backward(layer(x), x), dense.backward(dense(x), x), strict=True):
+        if expected is not None:
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_transpose_does_not_take_the_name_of_a_pattern() -> None:
+    w, mask = gs.prune(weights((32, 64), 1.0), pattern="2:4")
+    a = gs.SparseMatrix.from_dense(w, mask, format="2:4")
+    assert a.T.format != "2:4"
+    assert_same_bits(pickle.loads(pickle.dumps(a.T)).to_dense(), w.T)

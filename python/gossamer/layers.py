@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from gossamer import _core
 from gossamer._arrays import Array, Host, give_back, host, require_float
 from gossamer.multiply import activation_grad, linear, sddmm
 from gossamer.sparse import SparseMatrix
@@ -86,7 +85,7 @@ class SparseLinear:
         """The transpose of ``a``, kept until ``a`` is another."""
         cached = self._transpose
         if cached is None or cached[0] is not self.a:
-            cached = self._transpose = (self.a, transposed(self.a))
+            cached = self._transpose = (self.a, self.a.T)
         return cached[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,14 +93,6 @@ class SparseLinear:
 
     def __repr__(self) -> str:
         return f"SparseLinear({self.a!r}, bias={self.bias is not None}, activation={self.activation!r})"
-
-
-def transposed(a: SparseMatrix) -> SparseMatrix:
-    """``a.T``: a's values in the order of its transpose, whose structure and packs are made once a structure."""
-    structure, order = a._structure.transposed()
-    values = np.empty(a.nnz, a.dtype)
-    _core.gather(a.values, order, values)
-    return SparseMatrix._make(structure, values, a._plan)
 
 
 def input_gradient(dy: Host, transpose: SparseMatrix) -> Host:

@@ -395,10 +395,16 @@ class SparseMatrix:
     def T(self) -> SparseMatrix:  # noqa: N802  (numpy's and scipy's name)
         """The transpose. Its structure is made once and kept; its values are gathered at each call.
 
-        Of int8 values it is float32, since the scales belong to its columns.
+        Of int8 values it is float32, since the scales belong to its columns; of a format that names a pattern, which
+        the transpose need not have, it is "auto".
         """
         structure, order = self._structure.transposed()
-        return SparseMatrix._make(structure, self._dequantized()[order], self._plan)
+        values = self._dequantized()
+        gathered = np.empty_like(values)
+        _core.gather(values, order, gathered)
+        named = self._plan.asked not in ("auto", *KERNELS)
+        plan = choose(structure.shape, structure.nnz, values.dtype) if named else self._plan
+        return SparseMatrix._make(structure, gathered, plan)
 
     def __matmul__(self, x: Array) -> Array:
         from gossamer.multiply import matmul

@@ -108,7 +108,7 @@ class SparseTraining:
             grads[f"{self._names[k]}.bias"] = gradient.sum(axis=0)
             if k > 0:
                 if matrix is not None:
-                    gradient = sparse.input_gradient(gradient, sparse.transposed(matrix))
+                    gradient = sparse.input_gradient(gradient, matrix.T)
                 else:
                     gradient = gradient @ self.params[name]
                 gradient *= inputs > 0
