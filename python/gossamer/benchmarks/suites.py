@@ -206,7 +206,8 @@ def spmv(setting: Setting) -> list[Plan]:
         w, mask = pruned(shape, sparsity)
         name = f"{_named(shape)} {np.dtype(dtype)} {sparsity:.0%}"
         stored = w.astype(dtype)
-        a = gs.SparseMatrix.from_dense(stored, mask, format="bitmask")
+        form = "bitmask" if sparsity <= 0.5 else "auto"
+        a = gs.SparseMatrix.from_dense(stored, mask, format=form)
         made = product(setting, name, stored.astype(np.float32), a, normal((shape[1], 1), 1), sparsity=sparsity)
         return _beside_a_read(made, setting)
 
