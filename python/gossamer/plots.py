@@ -196,14 +196,17 @@ def roofline(report: Report) -> Figure | None:
     intensities = [row["flops"] / row["nbytes"] for row in rows]
     left, right = 0.7 * min(*intensities, peak / read), 1.6 * max(*intensities, peak / read)
     axes.plot([left, peak / read, right], [left * read, peak, peak], color=INK, linewidth=1.6, zorder=1.5)
-    _note(axes, (left, left * read), (4, 12), f"read {read:.0f} GB/s", GREY, "left", "normal")
+    _note(axes, (left, left * read), (2, -16), f"read {read:.0f} GB/s", GREY, "left", "normal")
     _note(axes, (right, peak), (-2, 6), f"dense product {peak:.0f} GFLOP/s", GREY, "right", "normal")
     for suite, (color, marker) in zip(dict.fromkeys(row["suite"] for row in rows), SERIES, strict=False):
         own = [(x, row["gflops"]) for x, row in zip(intensities, rows, strict=True) if row["suite"] == suite]
         axes.plot(*zip(*own, strict=True), marker, color=color, alpha=0.8, label=suite)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte moved", ylabel="GFLOP/s on the non-zeros")
+    axes.set_ylim(top=1.6 * max(peak, *(row["gflops"] for row in rows)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")  # powers would need mathematical text
     axes.legend(loc="lower right")
-    return _titled(figure, axes, "How near the products come to the machine's limits", _machine(report))
+    return _titled(figure, axes, "Products below the limits of the machine", _machine(report))
 
 
 def speedup_over_dense(report: Report) -> Figure | None:
@@ -227,6 +230,7 @@ def speedup_over_dense(report: Report) -> Figure | None:
         if crossing is not None:
             axes.plot([crossing], [1], marker="x", color=color, markeredgewidth=2.2, linestyle="none")
             _note(axes, (crossing, 1), (0, 7), f"{crossing:.0f} %", color)
+    axes.set_ylim(bottom=min(0.7, *(0.8 * row["dense"]["ratio"] for row in rows)))
     axes.set(yscale="log", xlabel="weights removed (%)", ylabel="times as fast as the best dense product")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (0.5, 2, 3, 5) else "")
@@ -266,7 +270,7 @@ def bytes_per_second(report: Report) -> Figure | None:
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1.5 * max(read, *(row["gb_per_s"] for row in rows)))
     axes.set_xlabel(f"GB/s (dashed: a plain read of memory, {read:.1f})")
-    return _titled(figure, axes, "Selection (blue) and products of one column (green)", _machine(report))
+    return _titled(figure, axes, "Selection (blue), one column (green)", _machine(report))
 
 
 def _machine(report: Report) -> str:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +62,10 @@ def load(module: str) -> Any:
     """The module, or None where it is not installed or does not load."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other people's imports
+        if module == "sparse_dot_mkl" and "MKL_RT" not in os.environ:
+            # the wheel of MKL has no libmkl_rt.so without a version, the only name that is looked for
+            found = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt.so.*"))
+            os.environ |= {"MKL_RT": str(found[-1])} if found else {}
         try:
             return importlib.import_module(module)
         except (ImportError, OSError):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -16,11 +15,12 @@ import numpy as np
 import gossamer as gs
 from gossamer import _core
 from gossamer.benchmarks import minilm
-from gossamer.benchmarks.measuring import Array, Contestant, Job, Reader, exact_product, near
+from gossamer.benchmarks.measuring import Array, Contestant, Job, Reader, WrongAnswerError, exact_product, near
 from gossamer.benchmarks.peers import Peer, Problem, as_tensor, load, torch_rows
 from gossamer.benchmarks.targets import SPARSITIES
 from gossamer.scoring import gather_inputs
 from gossamer.selection import select as select_masks
+from gossamer.training import losses, model, optimizers, steps
 
 Shape = tuple[int, int]
 
@@ -206,7 +206,8 @@ def spmv(setting: Setting) -> list[Plan]:
         w, mask = pruned(shape, sparsity)
         name = f"{_named(shape)} {np.dtype(dtype)} {sparsity:.0%}"
         stored = w.astype(dtype)
-        a = gs.SparseMatrix.from_dense(stored, mask, format="bitmask")
+        form = "bitmask" if sparsity <= 0.5 else "auto"
+        a = gs.SparseMatrix.from_dense(stored, mask, format=form)
         made = product(setting, name, stored.astype(np.float32), a, normal((shape[1], 1), 1), sparsity=sparsity)
         return _beside_a_read(made, setting)
 
@@ -245,34 +246,49 @@ def nm(setting: Setting) -> list[Plan]:
 
 
 def train(setting: Setting) -> list[Plan]:
-    """The two products of a backward pass at 90 %, and whole training steps where this version offers them."""
-    plans: list[Plan] = [("backward dX", partial(_backward, setting)), ("SDDMM", partial(_sddmm, setting))]
-    for sparsity in (0.9, 0.95):
-        step = training_step(setting, sparsity)
-        if step is not None:
-            plans.append((f"step {sparsity:.0%}", step))
-    return plans
+    """The two products of a backward pass at 90 %, and whole training steps."""
+    return [
+        ("backward dX", partial(_backward, setting)),
+        ("SDDMM", partial(_sddmm, setting)),
+        *((f"step {sparsity:.0%}", partial(_training_step, setting, sparsity)) for sparsity in (0.9, 0.95)),
+    ]
 
 
-def training_step(setting: Setting, sparsity: float) -> Callable[[], Case] | None:
-    """A step of a 1024-4096-1024 MLP at batch 256; None until ``gossamer.training.steps`` says how one is timed.
+def _training_step(setting: Setting, sparsity: float) -> Case:
+    """SGD with momentum on an MLP: on the kept weights alone, beside the masked dense step of numpy."""
+    rng, n = np.random.default_rng(0), setting.sizes.batch
+    inside, hidden = setting.sizes.square[1] // 4, setting.sizes.square[0]
+    params = model.initialize([inside, hidden, inside], rng)
+    weights, masks = gs.prune(model.weights(params), sparsity=sparsity)
+    params.update(weights)
+    x, y = (rng.standard_normal((n, inside), dtype=np.float32) for _ in range(2))
+    dense, sparse = (optimizers.SGD(0.1, momentum=0.9) for _ in range(2))
+    training = steps.SparseTraining(params, masks, sparse, loss=losses.mean_squared_error)
+    grads: dict[str, Array] = {}
 
-    That module is asked for ``benchmark(sparsity, batch, peers)``: jobs by contestant, "gossamer" first.
-    """
-    if importlib.util.find_spec("gossamer.training.steps") is None:
-        return None
-    steps = load("gossamer.training.steps")
-    if not hasattr(steps, "benchmark"):
-        return None
+    def dense_step() -> None:
+        values = model.activations(params, x)
+        gradient = losses.mean_squared_error(values[-1], y)[1]
+        grads.update(model.backward(params, values, gradient, out=grads or None))
+        dense.step(params, grads, masks)
 
-    def case() -> Case:
-        jobs: Mapping[str, Job] = steps.benchmark(sparsity=sparsity, batch=setting.sizes.batch, peers=[*setting.peers])
-        kinds = {"gossamer": "gossamer"}
-        contestants = [Contestant(key, kinds.get(key, "dense"), job) for key, job in jobs.items()]
-        facts = {"operation": "step", "sparsity": sparsity, "n": setting.sizes.batch, "dtype": "float32"}
-        return Case(f"training step {sparsity:.0%}", contestants, facts)
+    def sparse_step() -> None:
+        training.step(x, y)
 
-    return case
+    for _ in range(3):
+        dense_step()
+        sparse_step()
+    trained = model.copy(params)
+    training.write(trained)
+    for name, expected in params.items():
+        try:
+            near(expected.astype(np.float64), 1e-4)(trained[name])
+        except AssertionError as error:
+            raise WrongAnswerError(f"bench: training step: {name}: {error}") from error
+    dense.rate = sparse.rate = 1e-9  # from here on the same step is timed again and again
+    contestants = [Contestant("gossamer", "gossamer", sparse_step), Contestant("numpy", "dense", dense_step)]
+    facts = {"operation": "step", "shape": [inside, hidden, inside], "n": n, "sparsity": sparsity, "dtype": "float32"}
+    return Case(f"step {_named((inside, hidden, inside))} N={n} {sparsity:.0%}", contestants, facts)
 
 
 def _backward(setting: Setting) -> Case:
