@@ -2,6 +2,16 @@
 # The only place that knows instruction-set flags. One row: name, architecture, gcc/clang flags, MSVC flags.
 set(GOSSAMER_ISA_avx2   "-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mlzcnt;-mpopcnt")
 set(GOSSAMER_ISA_avx512 "${GOSSAMER_ISA_avx2};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512cd")
+# Part of every AArch64. GCC would move the loads of a panel's step to its begin and then be short of registers.
+set(GOSSAMER_ISA_neon   "-fno-schedule-insns")
+
+# The levels of this architecture, from the weakest to the strongest.
+set(GOSSAMER_ISAS baseline)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  list(APPEND GOSSAMER_ISAS avx2 avx512)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+  list(APPEND GOSSAMER_ISAS neon)
+endif()
 
 function(gossamer_add_isa target name gnu msvc)
   add_library(gossamer_isa_${name} OBJECT cpp/isa/${name}.cpp)
@@ -23,9 +33,12 @@ endfunction()
 
 function(gossamer_add_isas target)
   gossamer_add_isa(${target} baseline "" "")
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  if("avx2" IN_LIST GOSSAMER_ISAS)
     gossamer_add_isa(${target} avx2 "${GOSSAMER_ISA_avx2}" "/arch:AVX2")
     gossamer_add_isa(${target} avx512 "${GOSSAMER_ISA_avx512}" "/arch:AVX512")
     target_compile_definitions(${target} PRIVATE GOSSAMER_X86=1)
+  elseif("neon" IN_LIST GOSSAMER_ISAS)
+    gossamer_add_isa(${target} neon "$<$<CXX_COMPILER_ID:GNU>:${GOSSAMER_ISA_neon}>" "")
+    target_compile_definitions(${target} PRIVATE GOSSAMER_AARCH64=1)
   endif()
 endfunction()

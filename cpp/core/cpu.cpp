@@ -40,6 +40,8 @@ static bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 }
 #endif
+#elif defined(GOSSAMER_AARCH64)
+extern const Kernels kernels_neon;
 #endif
 
 std::span<const Isa> isas() {
@@ -48,6 +50,8 @@ std::span<const Isa> isas() {
 #if defined(GOSSAMER_X86)
     {"avx2", &kernels_avx2, has_avx2()},
     {"avx512", &kernels_avx512, has_avx512()},
+#elif defined(GOSSAMER_AARCH64)
+    {"neon", &kernels_neon, true},  // part of every AArch64
 #endif
   };
   return list;

@@ -106,7 +106,7 @@ constexpr TypedKernels<T> make_table() {
   t.adjust_scale = &adjust_scale<T>;
   t.add_squares = &add_squares<T>;
   t.subtract_products = &subtract_products<T>;
-  constexpr int unit = lanes > 1 ? 1 : 2;  // a one-lane ISA takes as many columns in more "vectors"
+  constexpr int unit = lanes * sizeof(T) < 32 ? 2 : 1;  // short vectors: about as many columns in more of them
   t.columns = unit * lanes;
   t.panel_shapes = panel_shapes;
   fill_products<T, T, unit>(t, Storage::native);

@@ -101,7 +101,10 @@ inline void prefetch_group(const X* x) {
 // The bits of `allowed` for the group of 64 that begins at i.
 inline std::uint64_t allowed_word(const std::uint8_t* allowed, std::int64_t i, std::int64_t n) {
   std::uint64_t word = 0;
-  __builtin_memcpy(&word, allowed + i / 8, n - i >= 64 ? 8 : static_cast<std::size_t>((n - i + 7) / 8));
+  if (n - i >= 64)
+    __builtin_memcpy(&word, allowed + i / 8, 8);
+  else  // no memcpy of some bytes: where it is a call, vectors wait on the stack for it
+    for (std::int64_t b = 0; 8 * b < n - i; ++b) word |= std::uint64_t{allowed[i / 8 + b]} << 8 * b;
   return word;
 }
 
