@@ -11,10 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ("g++", "nm", "objdump")
-LEVELS = ("baseline", "avx2", "avx512")
+PREFIX = {"baseline": "", "avx2": "", "avx512": "", "neon": "aarch64-linux-gnu-"}  # of the tools, by level
+
+
+def has_tools(level: str) -> bool:
+    return all(shutil.which(PREFIX[level] + tool) is not None for tool in TOOLS)
+
+
+with_neon = pytest.mark.skipif(not has_tools("neon"), reason="needs g++-aarch64-linux-gnu")
+LEVELS = ["baseline", "avx2", "avx512", pytest.param("neon", marks=with_neon)]
 
 pytestmark = [
-    pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason="needs g++, nm and objdump"),
+    pytest.mark.skipif(not has_tools("baseline"), reason="needs g++, nm and objdump"),
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 objects"),
 ]
 
@@ -32,10 +40,17 @@ def flags(level: str) -> list[str]:
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     folder = tmp_path_factory.mktemp("objects")
     built = {}
-    for level in LEVELS:
+    for level in filter(has_tools, PREFIX):
         for kind, optimise in (("debug", ["-O0", "-g"]), ("release", ["-O3"])):
             target = folder / f"{level}-{kind}.o"
-            command = ["g++", "-std=c++20", *optimise, "-ffp-contract=off", "-fno-exceptions", "-fno-math-errno"]
+            command = [
+                f"{PREFIX[level]}g++",
+                "-std=c++20",
+                *optimise,
+                "-ffp-contract=off",
+                "-fno-exceptions",
+                "-fno-math-errno",
+            ]
             command += [*flags(level), f"-I{ROOT / 'cpp'}", f"-I{ROOT / 'cpp/include'}"]
             subprocess.run([*command, "-c", str(ROOT / f"cpp/isa/{level}.cpp"), "-o", str(target)], check=True)
             built[level, kind] = target
@@ -49,7 +64,7 @@ def run(*command: str) -> str:
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_weak_symbol_and_one_definition(objects: dict[tuple[str, str], Path], level: str) -> None:
     """An inline function compiled for AVX2 that the linker kept for everyone would crash older CPUs."""
-    symbols = [line.split() for line in run("nm", "-C", str(objects[level, "debug"])).splitlines()]
+    symbols = [line.split() for line in run(f"{PREFIX[level]}nm", "-C", str(objects[level, "debug"])).splitlines()]
     kinds = {(fields[-2], fields[-1]) for fields in symbols if len(fields) >= 2}
     weak = [name for kind, name in kinds if kind in "WwVvu"]
     assert not weak
@@ -58,14 +73,16 @@ def test_no_weak_symbol_and_one_definition(objects: dict[tuple[str, str], Path],
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_calls_nothing_but_the_c_library(objects: dict[tuple[str, str], Path], level: str) -> None:
-    undefined = {line.split()[-1] for line in run("nm", "-u", str(objects[level, "release"])).splitlines()}
+    undefined = {
+        line.split()[-1] for line in run(f"{PREFIX[level]}nm", "-u", str(objects[level, "release"])).splitlines()
+    }
     allowed = {"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "memcpy", "memset", "memmove"}
     allowed |= {"expf", "exp", "erff", "erf", "tanhf", "tanh", "__popcountdi2"}
     assert undefined <= allowed
 
 
 def body(objects: dict[tuple[str, str], Path], level: str, function: str) -> str:
-    text = run("objdump", "-dC", "--no-show-raw-insn", str(objects[level, "release"]))
+    text = run(f"{PREFIX[level]}objdump", "-dC", "--no-show-raw-insn", str(objects[level, "release"]))
     parts = re.split(r"\n(?=[0-9a-f]{16} <)", text)
     found = [part for part in parts if function in part.split("\n", 1)[0]]
     assert found, f"no {function} in the {level} object"
@@ -123,3 +140,35 @@ def test_16_bit_scores_are_compared_as_integers(objects: dict[tuple[str, str], P
     for level in ("avx2", "avx512"):
         assert "vcvtph2ps" in body(objects, level, "Taylor, float, gossamer::Half>")
         assert "vpmovzxwd" in body(objects, level, "Taylor, float, gossamer::BFloat>")
+
+
+@with_neon
+@pytest.mark.parametrize("shared", ["false", "true"])
+def test_neon_panels_keep_their_sums_in_registers(objects: dict[tuple[str, str], Path], shared: str) -> None:
+    """The values of a step are loaded once and multiplied lane by lane; the sums and a row of X take the registers."""
+    for scalar, vector in (("float", "VF32"), ("double", "VF64"), ("gossamer::Half", "VF32"), ("signed char", "VF32")):
+        number = "double" if scalar == "double" else "float"
+        for vectors in (1, 2, 4, 6):
+            kernel = body(
+                objects,
+                "neon",
+                f"::spmm_panel<gossamer::(anonymous namespace)::{vector}, {scalar}, {vectors}, {shared}, {number}>",
+            )
+            assert len(re.findall(r"\tfmla\tv", kernel)) == 4 * vectors
+            if shared == "false":
+                assert len(re.findall(r"\tfmla\tv.*\.[sd]\[[0-3]\]", kernel)) == 4 * vectors
+                assert "\tdup\t" not in kernel
+            assert not re.search(r"\tst[rup]+\tq\d+.*\[sp", kernel)
+
+
+@with_neon
+def test_neon_streams_in_registers(objects: dict[tuple[str, str], Path]) -> None:
+    for criterion in ("Magnitude, float, float>", "Taylor, float, float>", "Taylor, float, gossamer::Half>"):
+        stream = body(objects, "neon", f"::stream<gossamer::(anonymous namespace)::{criterion}")
+        assert re.search(r"\tfcmgt\tv\d+\.4s", stream)
+        assert "\tbl\t" not in stream
+        assert "\tfmla\t" not in stream  # scores round after every operation
+        assert not re.search(r"\tst[rup]+\tq\d+.*\[sp", stream)
+    assert re.search(r"\tfcvtl\tv\d+\.4s", body(objects, "neon", "Taylor, float, gossamer::Half>"))
+    assert re.search(r"\tcmgt\tv\d+\.8h", body(objects, "neon", "::stream_16<"))
+    assert re.search(r"\ttbl\tv\d+\.16b", body(objects, "neon", "::spmv_bitmask<float, float, 1, true>"))

@@ -89,6 +89,13 @@ inline V LoadAs(const BFloat* p) {
   return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(bits_at(p)), 16))};
 }
 template <class V>
+inline V LoadAs(const std::int8_t* p) {
+  std::uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const int16x8_t wide = vmovl_s8(vcreate_s8(four));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)))};
+}
+template <class V>
 V Set(typename V::Scalar x);
 template <>
 inline VF32 Set<VF32>(float x) {
@@ -234,7 +241,10 @@ inline unsigned Equal(KI64 a, KI64 b) { return bits_in(vceqq_s64(a.v, b.v)); }
 inline float Widen(float x) { return x; }
 inline double Widen(double x) { return x; }
 inline float Widen(Half x) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x.bits))), 0); }
-inline float Widen(BFloat x) { return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(std::uint32_t{x.bits} << 16)), 0); }
+inline float Widen(std::int8_t x) { return x; }
+inline float Widen(BFloat x) {
+  return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(std::uint32_t{x.bits} << 16)), 0);
+}
 
 template <class V>
 struct Four {
