@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CI runs, session by session: ``nox`` for all, ``nox -s lint`` for one."""
 
+import shutil
 from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "native", "package"]
+nox.options.sessions = ["tests", "lint", "native", "aarch64", "package"]
 nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
 PRESETS = ("dev", "asan-ubsan", "tsan")
+
+
+def build_and_test(session: nox.Session, *presets: str) -> None:
+    session.install("cmake", "ninja")
+    for preset in presets:
+        session.run("cmake", "--preset", preset)
+        session.run("cmake", "--build", "--preset", preset)
+        session.run("ctest", "--preset", preset)
 
 
 @nox.session
@@ -35,11 +44,16 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def native(session: nox.Session) -> None:
     """The C++ and C tests: optimised with warnings as errors, then under the sanitizers."""
-    session.install("cmake", "ninja")
-    for preset in session.posargs or PRESETS:
-        session.run("cmake", "--preset", preset)
-        session.run("cmake", "--build", "--preset", preset)
-        session.run("ctest", "--preset", preset)
+    build_and_test(session, *(session.posargs or PRESETS))
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """The C++ and C tests for AArch64: cross compiled, under an emulator."""
+    for program in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
+        if shutil.which(program) is None:
+            session.skip(f"needs {program} (Debian: g++-aarch64-linux-gnu, qemu-user)")
+    build_and_test(session, "aarch64")
 
 
 @nox.session

@@ -72,7 +72,7 @@ typedef struct gossamer_csr {
 
 /* "0.1.0". Static storage. */
 GOSSAMER_API const char* gossamer_version(void);
-/* The instruction set in use: "baseline", "avx2", "avx512"; NULL with an error set if GOSSAMER_ISA is wrong. */
+/* The instruction set in use: "baseline", "avx2", "avx512", "neon"; NULL with an error set if GOSSAMER_ISA is wrong. */
 GOSSAMER_API const char* gossamer_isa(void);
 /* Why the last call in this thread failed; "" after none. Valid until the thread's next failing call. */
 GOSSAMER_API const char* gossamer_last_error(void);
