@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // 256-bit vectors: AVX2, FMA, BMI2. The vocabulary of every simd/*.hpp:
 //   Simd<T>::V        the vector of T; V::lanes, V::Scalar, V::Key (the integer of the same width)
-//   Simd<T>::Narrow   half of it (one lane has no half), for the products of few columns: Load Set Store Add MulAdd
+//   Simd<T>::Narrow   half of it, for the products of few columns: Load Set Store Add MulAdd (below 32 bytes, where a
+//                     tile of one shape has two vectors, V itself)
 //   Load Set Store Add Mul Div MulAdd Abs ReduceSum  as in Highway; unaligned addresses are fine
 //   LoadAs            of T, or for float of Half, BFloat and int8, widened
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
