@@ -27,7 +27,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Job: TypeAlias = Callable[[], Any]
 
 PAUSE = 0.03  # OpenBLAS's threads spin for some 20 ms after a call, on the cores that the next one needs
-SHORT = 5e-3  # a call below this is repeated once untimed after the pause, which has put all threads to sleep
+SHORT = 5e-3  # calls below this are repeated untimed for as long after the pause, which has put all threads to sleep
 TURN = 200e-6  # and a turn takes at least this long, so that the clock does not count
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 ENVIRONMENT = ("OPENBLAS_", "MKL_", "OMP_", "GOMP_", "KMP_", "GOSSAMER_")  # beginnings of what changes the figures
@@ -64,8 +64,9 @@ class Contestant:
 
     def turn(self, pause: float) -> None:
         time.sleep(pause)
-        seconds = self._once(1)  # untimed where it is short
+        seconds = self._once(1)  # untimed where it is short, as are calls until the cores are up to speed again
         if seconds < SHORT:
+            self._once(math.ceil(SHORT / max(seconds, 1e-9)))
             seconds = self._once(self._calls)
         self.seconds.append(seconds)
 
