@@ -31,8 +31,13 @@ FILES = {"report.json", "report.md", "model.safetensors"} | {
 
 
 def start(*arguments: str, **how: Any) -> subprocess.Popen[str]:
+    """Also where the tests run in the background of a shell, which makes all its children ignore interrupts."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT} | how
-    return subprocess.Popen([sys.executable, "-m", "gossamer", *arguments], **pipes)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a handler of ours is not inherited
+    try:
+        return subprocess.Popen([sys.executable, "-m", "gossamer", *arguments], **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def timeless(report: dict[str, Any]) -> dict[str, Any]:
