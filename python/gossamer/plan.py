@@ -121,6 +121,14 @@ def _explain(shape: tuple[int, int], nnz: int, steps: list[tuple[int, str]], mea
 # --------------------------------------------------------------------------------------------------------- measuring
 
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that measures is not in the child
+
+
+os.register_at_fork(after_in_child=_after_fork)
 _known: dict[str, Costs] = {}
 
 
@@ -142,7 +150,11 @@ def machine_costs() -> Costs:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer"
+    try:
+        home = Path.home()
+    except RuntimeError:  # none is known: as one that is not there
+        home = Path(os.devnull)
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "gossamer"
 
 
 def _machine() -> str:
@@ -163,7 +175,7 @@ def _read(path: Path) -> Costs | None:
     try:
         found = json.loads(path.read_text())
         costs = {kernel: [(float(element), float(kept)) for element, kept in found[kernel]] for kernel in KERNELS}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     numbers = [n for pairs in costs.values() for pair in pairs for n in pair]
     whole = all(len(costs[kernel]) == len(BUILT_IN[kernel]) for kernel in KERNELS)
