@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gossamer as gs
-from gossamer import layers as sparse
+from gossamer.layers import value_gradient
 from gossamer.training import losses, model, optimizers
 from gossamer.training.steps import SparseTraining
 from inputs import Array, Job
@@ -91,11 +91,11 @@ class Problem:
             "step": (self.sparse_step, self.dense_step),
             "forward": (lambda: training.activations(self.x), lambda: model.activations(params, self.x)),
             "dX": (
-                lambda: [sparse.input_gradient(dy, training.matrices[name].T) for name, dy, _ in pairs[1:]],
+                lambda: [gs.linear(dy, training.matrices[name].T) for name, dy, _ in pairs[1:]],
                 lambda: [dy @ params[name] for name, dy, _ in pairs[1:]],
             ),
             "dW": (
-                lambda: [sparse.value_gradient(dy, x, training.matrices[name]) for name, dy, x in pairs],
+                lambda: [value_gradient(dy, x, training.matrices[name]) for name, dy, x in pairs],
                 lambda: [np.matmul(dy.T, x, out=dense[name]) for name, dy, x in pairs],
             ),
             "update": (

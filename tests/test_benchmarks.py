@@ -184,21 +184,6 @@ def test_no_model_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert errors.count("\n") == 1
 
 
-def test_a_format_that_is_not_here_yet_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(w: Any, mask: Any, format: str = "auto") -> Any:
-        if format == "2:4":
-            raise NotImplementedError("not in this version")
-        return made(w, mask, format=format)
-
-    made = gs.SparseMatrix.from_dense
-    monkeypatch.setattr(gs.SparseMatrix, "from_dense", refuse)
-    w = np.ones((4, 8), np.float32)
-    mask = gs.topk_mask(w, pattern="2:4")
-    a, notes = suites.packed(w, mask, "2:4")
-    assert (a.format, notes) == ("panel", ["no format 2:4 yet: panel"])
-    assert suites.packed(w, mask, "csr")[1] == []
-
-
 def test_every_target_has_rows() -> None:
     """The facts of the table are those that full-size rows have."""
     columns = {n for t in targets.TARGETS if t.suite == "spmm" and (n := t.where.get("n"))}

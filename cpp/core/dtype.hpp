@@ -71,6 +71,17 @@ decltype(auto) dispatch_moved(DType dtype, F&& f) {
   return dispatch(dtype, f);
 }
 
+// Calls f with a value of the size of the elements, for those that are copied and nothing else; int8 too.
+template <class F>
+decltype(auto) dispatch_size(DType dtype, F&& f) {
+  switch (size_of(dtype)) {
+    case 1: return f(std::uint8_t{});
+    case 2: return f(std::uint16_t{});
+    case 4: return f(std::uint32_t{});
+    default: return f(std::uint64_t{});
+  }
+}
+
 inline float widen(BFloat x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
 inline float widen(Half x) {
   const std::uint32_t body = std::uint32_t{x.bits} & 0x7FFF, sign = (std::uint32_t{x.bits} & 0x8000) << 16;

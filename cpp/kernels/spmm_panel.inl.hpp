@@ -26,22 +26,22 @@ void spmm_panel(const Panel* panels, std::int64_t count, const std::uint8_t* col
           const V value = Set<V>(Widen(values[r]));
           GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] = MulAdd(value, line[v], sum[r][v]);
         }
-        continue;
+      } else {
+        const Four<V> four = LoadFour<V>(values);
+        std::uint32_t places;
+        std::memcpy(&places, cols, sizeof places);
+        cols += panel_rows;
+        const auto add_row = [&]<int r>() {
+          const T* from = x + (places >> 8 * r & 0xFF) * width;
+          const V value = Spread<r>(four);
+          GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] =
+              MulAdd(value, Load<V>(from + v * V::lanes), sum[r][v]);
+        };
+        add_row.template operator()<0>();
+        add_row.template operator()<1>();
+        add_row.template operator()<2>();
+        add_row.template operator()<3>();
       }
-      const Four<V> four = LoadFour<V>(values);
-      std::uint32_t places;
-      std::memcpy(&places, cols, sizeof places);
-      cols += panel_rows;
-      const auto add_row = [&]<int r>() {
-        const T* from = x + (places >> 8 * r & 0xFF) * width;
-        const V value = Spread<r>(four);
-        GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) sum[r][v] =
-            MulAdd(value, Load<V>(from + v * V::lanes), sum[r][v]);
-      };
-      add_row.template operator()<0>();
-      add_row.template operator()<1>();
-      add_row.template operator()<2>();
-      add_row.template operator()<3>();
     }
     GOSSAMER_UNROLL for (int r = 0; r < panel_rows; ++r) GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) {
       T* to = y + panel->rows[r] * width + v * V::lanes;

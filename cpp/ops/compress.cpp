@@ -95,7 +95,7 @@ void pattern_to_mask(const CsrPattern& p, std::uint8_t* mask) {
 }
 
 void values_to_dense(const CsrPattern& p, DType dtype, const void* values, void* out) {
-  dispatch_moved(dtype, [&](auto zero) {
+  dispatch_size(dtype, [&](auto zero) {
     using T = decltype(zero);
     with_indices(p, [&](const auto* indices) {
       for_rows(p.rows, p.cols, [&](std::int64_t r) {
@@ -129,7 +129,7 @@ void transpose(const CsrPattern& p, std::int64_t* t_indptr, void* t_indices, boo
 }
 
 void gather(DType dtype, const void* values, const std::int64_t* order, std::int64_t n, void* out) {
-  dispatch_moved(dtype, [&](auto zero) {
+  dispatch_size(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* from = static_cast<const T*>(values);
     T* to = static_cast<T*>(out);

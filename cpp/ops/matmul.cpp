@@ -104,11 +104,6 @@ void add_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_
 }
 
 template <class T>
-void scale(T* values, std::int64_t n, float by) {
-  for (std::int64_t i = 0; i < n; ++i) values[i] *= by;
-}
-
-template <class T>
 void store_row(const Array& array, std::int64_t row, std::int64_t col, std::int64_t n, const T* values) {
   if (T* direct = array.direct<T>(row, col)) {
     std::copy(values, values + n, direct);
@@ -160,10 +155,7 @@ class Product {
     return x_.can_transpose() ? x_.transposed().template direct<T>(0, 0) : nullptr;
   }
 
-  std::int64_t tile_rows() const {
-    if constexpr (Rows::depth == 0) return a_.cols();
-    return a_.cols() + a_.blocks();
-  }
+  std::int64_t tile_rows() const { return Rows::depth == 0 ? a_.cols() : a_.cols() + a_.blocks(); }
 
   // n columns as whole vectors; few of them may have a kernel of their own.
   static std::int64_t padded(std::int64_t n) {
@@ -245,7 +237,8 @@ class Product {
     const std::int64_t width = tile.width(), n = tile.end - tile.begin;
     for (std::int64_t r = 0; r < rows; ++r) {
       T bias{0};
-      if (epilogue_.scales != nullptr) scale(y + r * width, n, epilogue_.scales[first + r]);
+      for (std::int64_t j = 0; j < n && epilogue_.scales != nullptr; ++j)
+        y[r * width + j] *= epilogue_.scales[first + r];
       if (epilogue_.bias) bias = *epilogue_.bias->load(0, first + r, 1, buffer);
       if (epilogue_.bias || epilogue_.activation != Act::identity)
         kernels<T>().epilogue(y + r * width, n, bias, epilogue_.activation);

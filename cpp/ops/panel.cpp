@@ -47,15 +47,6 @@ bool in_vectors(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols) 
   return true;
 }
 
-// Calls f with a value as large as those that are only moved.
-template <class F>
-void dispatch_size(std::int64_t size, F&& f) {
-  if (size == 1) f(std::uint8_t{});
-  if (size == 2) f(std::uint16_t{});
-  if (size == 4) f(std::uint32_t{});
-  if (size == 8) f(std::uint64_t{});
-}
-
 // What a chunk keeps of a block, and the order of its rows.
 struct ChunkBlock {
   std::uint64_t kept[max_chunk_rows][words];
@@ -174,7 +165,7 @@ void PanelPattern::for_values(const std::int64_t* indptr, F&& f) const {
 }
 
 void PanelPattern::pack(const std::int64_t* indptr, DType dtype, const void* row_major, void* packed) const {
-  dispatch_size(size_of(dtype), [&](auto zero) {
+  dispatch_size(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* from = static_cast<const T*>(row_major);
     T* to = static_cast<T*>(packed);
@@ -183,7 +174,7 @@ void PanelPattern::pack(const std::int64_t* indptr, DType dtype, const void* row
 }
 
 void PanelPattern::unpack(const std::int64_t* indptr, DType dtype, const void* packed, void* row_major) const {
-  dispatch_size(size_of(dtype), [&](auto zero) {
+  dispatch_size(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* from = static_cast<const T*>(packed);
     T* to = static_cast<T*>(row_major);

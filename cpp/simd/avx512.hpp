@@ -5,10 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "core/table.hpp"
+#include "simd/x86.hpp"
 
 namespace gossamer {
 namespace {
@@ -208,24 +208,7 @@ inline HF64 Add(HF64 a, HF64 b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline HF32 MulAdd(HF32 a, HF32 b, HF32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline HF64 MulAdd(HF64 a, HF64 b, HF64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 
-inline float Widen(float x) { return x; }
-inline double Widen(double x) { return x; }
-inline float Widen(Half x) { return _cvtsh_ss(x.bits); }
-inline float Widen(std::int8_t x) { return x; }
-inline float Widen(BFloat x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x.bits << 16))); }
-
 // Every 128 bits (of doubles, 256) hold the four numbers, which a permutation within them spreads.
-inline __m128 Load4(const float* p) { return _mm_loadu_ps(p); }
-inline __m128 Load4(const Half* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
-inline __m128 Load4(const BFloat* p) {
-  const __m128i wide = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  return _mm_castsi128_ps(_mm_slli_epi32(wide, 16));
-}
-inline __m128 Load4(const std::int8_t* p) {
-  std::int32_t four;
-  std::memcpy(&four, p, sizeof four);
-  return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
-}
 template <class V>
 struct Four {
   V v;

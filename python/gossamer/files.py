@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name, entry in kinds.items():
         try:
             result[name] = _restore(name, entry, arrays)
-        except (KeyError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"load: {os.fspath(path)}: tensor {name!r} must be whole, got {error}") from error
     return result
 
@@ -127,6 +127,11 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: d
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     data = serialize({name: np.asarray(a, order="C") for name, a in arrays.items()}, {_KEY: json.dumps(meta)})
+    replace_file(target, data)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """``data`` under that name: the old file, if any, or the new one, never half of it."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies, as to any new file
     try:

@@ -76,7 +76,7 @@ class SparseLinear:
                 raise ValueError(f"{f}: {name} must have the shape ({batch}, {width}), got {array.shape}")
         if self.activation is not None:
             grad = activation_grad(linear(inputs, self.a, bias=self.bias), grad, self.activation)
-        dx = input_gradient(grad, self._transposed())
+        dx = linear(grad, self._transposed())
         dvalues = value_gradient(grad, inputs, self.a)
         dbias = None if self.bias is None else bias_gradient(grad)
         return give_back(dx, dy), give_back(dvalues, dy), None if dbias is None else give_back(dbias, dy)
@@ -93,12 +93,6 @@ class SparseLinear:
 
     def __repr__(self) -> str:
         return f"SparseLinear({self.a!r}, bias={self.bias is not None}, activation={self.activation!r})"
-
-
-def input_gradient(dy: Host, transpose: SparseMatrix) -> Host:
-    """dX ``[batch, in]`` = dY @ A, from dY ``[batch, out]`` and the transpose of A."""
-    dx: Host = linear(dy, transpose)
-    return dx
 
 
 def value_gradient(dy: Host, x: Host, a: SparseMatrix) -> Host:

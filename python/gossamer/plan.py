@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 import platform
-import secrets
 import threading
 import time
 from pathlib import Path
@@ -99,14 +98,13 @@ def choose(shape: tuple[int, int], nnz: int, dtype: Any) -> Plan:
         best = min(times, key=times.__getitem__)
         if steps and times.get(steps[-1][1], math.inf) <= _KEEP_WITHIN * times[best]:
             continue
-        if not steps or steps[-1][1] != best:
-            steps.append((1 if not steps else 1 + math.isqrt(COLUMNS[i - 1] * (columns - 1)), best))
-    return Plan(tuple(steps), "auto", _explain(shape, nnz, steps, measured, nanoseconds))
-
-
-def _explain(shape: tuple[int, int], nnz: int, steps: list[tuple[int, str]], measured: bool, nanoseconds: Any) -> str:
-    which = ", ".join(kernel if first == 1 else f"{kernel} from {first} columns on" for first, kernel in steps)
+        steps.append((1 if not steps else 1 + math.isqrt(COLUMNS[i - 1] * (columns - 1)), best))
     plan = Plan(tuple(steps), "auto", "")
+    return plan._replace(text=_explain(shape, nnz, plan, measured, nanoseconds))
+
+
+def _explain(shape: tuple[int, int], nnz: int, plan: Plan, measured: bool, nanoseconds: Any) -> str:
+    which = ", ".join(kernel if first == 1 else f"{kernel} from {first} columns on" for first, kernel in plan.steps)
     times = []
     for columns in (1, 32, 512):
         i = COLUMNS.index(columns)
@@ -120,6 +118,7 @@ def _explain(shape: tuple[int, int], nnz: int, steps: list[tuple[int, str]], mea
 
 # --------------------------------------------------------------------------------------------------------- measuring
 
+_known: dict[str, Costs] = {}
 _lock = threading.Lock()
 
 
@@ -129,7 +128,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-_known: dict[str, Costs] = {}
 
 
 def machine_costs() -> Costs:
@@ -157,16 +155,31 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "gossamer"
 
 
+@functools.cache
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def _machine() -> str:
     """A name for what the costs depend on."""
     info = _core.info()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line for line in lines if line.startswith("model name")), "")
-    except OSError:
-        processor = platform.processor()
     blas = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("OPENBLAS_", "MKL_", "OMP_", "BLIS_")))
-    what = (info["version"], info["isa"], _core.get_num_threads(), platform.machine(), processor, np.__version__, blas)
+    what = (
+        info["version"],
+        info["isa"],
+        _core.get_num_threads(),
+        platform.machine(),
+        processor(),
+        np.__version__,
+        blas,
+    )
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
@@ -183,14 +196,13 @@ def _read(path: Path) -> Costs | None:
 
 
 def _write(path: Path, costs: Costs) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    from gossamer.files import replace_file
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(costs))
-        os.replace(temporary, path)
+        replace_file(path, json.dumps(costs).encode())
     except OSError:  # a home that cannot be written to: measured again by the next process
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        pass
 
 
 def measure(size: int = 3072) -> Costs:
@@ -202,7 +214,7 @@ def measure(size: int = 3072) -> Costs:
     w = random.random((size, size), np.float32)
     matrices = [np.where(w < density, w + 1, np.float32(0)) for density in (0.5, 0.05)]
     costs: Costs = {}
-    for kernel in ("csr", "panel", "bitmask", "dense"):  # BLAS last: its threads spin for a while after a product
+    for kernel in KERNELS:  # BLAS last: its threads spin for a while after a product
         pair = [SparseMatrix.from_dense(m, format=kernel) for m in matrices]
         costs[kernel] = []
         for columns in COLUMNS:

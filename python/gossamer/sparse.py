@@ -215,17 +215,17 @@ class SparseMatrix:
         TypeError, ValueError
             A dtype that is not supported, a mask of another shape, an unknown format, one that the mask does not have.
         """
-        dense = host(w, "SparseMatrix.from_dense", "w")
+        f = "SparseMatrix.from_dense"
+        dense = host(w, f, "w")
         shape = matrix_shape(dense.shape)
         if mask is None:
-            packed = Mask._blank(shape, "SparseMatrix.from_dense")
-            _core.nonzero_mask("SparseMatrix.from_dense", dense, packed)
+            packed = Mask._blank(shape, f)
+            _core.nonzero_mask(f, dense, packed)
         else:
-            packed = packed_bits(mask, dense.shape, "SparseMatrix.from_dense", "mask")
+            packed = packed_bits(mask, dense.shape, f, "mask")
         structure = Structure(shape, mask=Mask._own(shape, packed))
         values = np.empty(structure.nnz, dense.dtype)
-        _core.mask_to_values("SparseMatrix.from_dense", dense, packed, structure.indptr(), values)
-        f = "SparseMatrix.from_dense"
+        _core.mask_to_values(f, dense, packed, structure.indptr(), values)
         if isinstance(dtype, (str, type, np.dtype)) and np.dtype(dtype) == np.int8:
             plan = _choose(format, structure, np.dtype(np.int8), f)
             rounded, scales = _quantize(structure, values, f, "w")
@@ -378,18 +378,16 @@ class SparseMatrix:
         """
         f = "SparseMatrix.with_values"
         data = host(v, f, "v")
-        if self._scales is not None:
-            if data.shape != (self.nnz,):
-                raise ValueError(f"{f}: v must have the shape {(self.nnz,)}, got {data.shape}")
-            if data.dtype == np.int8:
-                return SparseMatrix._make(self._structure, np.array(data, order="C"), self._plan, self._scales)
-            _value_dtype(data.dtype, f)
-            rounded, scales = _quantize(self._structure, data, f, "v")
-            return SparseMatrix._make(self._structure, rounded, self._plan, scales)
-        dtype = _value_dtype(data.dtype, f)
+        scales = self._scales
+        keep = scales is not None and data.dtype == np.int8
+        dtype = data.dtype if keep else _value_dtype(data.dtype, f)
         if data.shape != (self.nnz,):
             raise ValueError(f"{f}: v must have the shape {(self.nnz,)}, got {data.shape}")
-        return SparseMatrix._make(self._structure, np.array(data, dtype, order="C"), self._plan)
+        if scales is None or keep:
+            values = np.array(data, dtype, order="C")
+        else:
+            values, scales = _quantize(self._structure, data, f, "v")
+        return SparseMatrix._make(self._structure, values, self._plan, scales)
 
     @property
     def T(self) -> SparseMatrix:  # noqa: N802  (numpy's and scipy's name)
@@ -423,20 +421,20 @@ def _rebuild(
 ) -> SparseMatrix:
     # A pickle is checked like anything from outside.
     f = "SparseMatrix"
-    structure = SparseMatrix.from_csr(indptr, indices, values if scales is None else values.astype(np.float32), shape)
-    checked = (structure.values, None) if scales is None else _checked_int8(values, scales, shape[0], f)
-    a = SparseMatrix._make(structure._structure, checked[0], as_asked("csr"), checked[1])
+    a = SparseMatrix.from_csr(indptr, indices, values if scales is None else values.astype(np.float32), shape)
+    structure, held = a._structure, a.values
+    if scales is not None:
+        held, scales = _checked_int8(values, scales, shape[0], f)
     try:
         steps, asked, text = plan
-        auto = Plan(tuple((operator.index(first), kernel) for first, kernel in steps), str(asked), str(text))
+        known = Plan(tuple((operator.index(first), kernel) for first, kernel in steps), str(asked), str(text))
     except (TypeError, ValueError) as error:
         raise TypeError(f"SparseMatrix: the plan must be steps and two strings, got {plan!r}") from error
-    if auto.asked != "auto":
-        auto = _choose(auto.asked, a._structure, a.dtype, f)
-        return SparseMatrix._make(a._structure, a.values, auto, a._scales)
-    if not auto.steps or not all(kernel in KERNELS for _, kernel in auto.steps):
+    if known.asked != "auto":
+        known = _choose(known.asked, structure, held.dtype, f)
+    elif not known.steps or not all(kernel in KERNELS for _, kernel in known.steps):
         raise ValueError(f"SparseMatrix: the plan must name kernels, got {plan!r}")
-    return SparseMatrix._make(a._structure, a.values, auto, a._scales)
+    return SparseMatrix._make(structure, held, known, scales)
 
 
 def _quantize(structure: Structure, values: Host, function: str, argument: str) -> tuple[Host, Host]:

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import threadpoolctl
 
 import gossamer as gs
+from gossamer.plan import processor
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Job: TypeAlias = Callable[[], Any]
@@ -224,7 +224,7 @@ class Limits:
 def machine() -> dict[str, Any]:
     """The processor, what gossamer and numpy make of it, and what in the environment changes the figures."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "gossamer": gs.info(),
@@ -293,13 +293,3 @@ def same_threads(threads: int) -> Iterator[None]:
             yield
     finally:
         gs.set_num_threads(before)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

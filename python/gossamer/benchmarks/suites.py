@@ -124,14 +124,6 @@ def mask_of(
     return masks[""]
 
 
-def packed(w: Array, mask: gs.Mask, form: str, instead: str = "panel") -> tuple[gs.SparseMatrix, list[str]]:
-    """The matrix in a format, or in another one where this version lacks it, and a note that says so."""
-    try:
-        return gs.SparseMatrix.from_dense(w, mask, format=form), []
-    except NotImplementedError:
-        return gs.SparseMatrix.from_dense(w, mask, format=instead), [f"no format {form} yet: {instead}"]
-
-
 # ------------------------------------------------------------------------------------------------------------- products
 
 
@@ -175,7 +167,7 @@ def structure_bytes(a: gs.SparseMatrix, form: str) -> int:
         return int(a.mask.packed.nbytes)
     if form == "csr":
         return 4 * a.nnz + 8 * (a.shape[0] + 1)
-    return {"panel": a.nnz, "dense": 4 * (a.shape[0] * a.shape[1] - a.nnz)}.get(form, a.nnz // 4)
+    return a.nnz if form == "panel" else 4 * (a.shape[0] * a.shape[1] - a.nnz)
 
 
 def spmm(setting: Setting) -> list[Plan]:
@@ -190,7 +182,8 @@ def spmm(setting: Setting) -> list[Plan]:
 
     def small() -> Case:
         w, mask = pruned((64, 64), 0.9)
-        return product(setting, "64x64 N=1 90%", w, packed(w, mask, "csr")[0], normal((64, 1), 1), sparsity=0.9)
+        a = gs.SparseMatrix.from_dense(w, mask, format="csr")
+        return product(setting, "64x64 N=1 90%", w, a, normal((64, 1), 1), sparsity=0.9)
 
     cases: list[Plan] = [
         (f"N={n} {sparsity:.0%}", partial(case, n, sparsity)) for sparsity in sizes.sparsities for n in sizes.columns
@@ -223,11 +216,9 @@ def nm(setting: Setting) -> list[Plan]:
 
     def case(pattern: str, form: str, sparsity: float, n: int) -> Case:
         w, mask = pruned(shape, sparsity, pattern)
-        a, notes = packed(w, mask, form)
+        a = gs.SparseMatrix.from_dense(w, mask, format=form)
         name = f"{_named(shape)} {pattern} N={n} {sparsity:.0%}"
-        made = product(setting, name, w, a, normal((shape[1], n), 1), sparsity=sparsity, pattern=pattern)
-        made.notes += notes
-        return made
+        return product(setting, name, w, a, normal((shape[1], n), 1), sparsity=sparsity, pattern=pattern)
 
     patterns = (
         ("2:4", "2:4", 0.5),

@@ -8,7 +8,7 @@ Arrays are numpy or cupy; every function works on the device and in the dtype of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -123,17 +123,23 @@ def backward(
     return grads
 
 
-def deltas(params: Params, values: Sequence[Array], gradient: Array) -> Iterator[tuple[str, Array, Array]]:
+def deltas(
+    params: Params,
+    values: Sequence[Array],
+    gradient: Array,
+    through: Callable[[str, Array], Array] | None = None,
+) -> Iterator[tuple[str, Array, Array]]:
     """``(weight name, gradient of the layer's output [batch, out], its input [batch, in])``, last layer first.
 
-    Arguments as for ``backward``; ``gradient`` is the loss's with respect to the network's output.
+    Arguments as for ``backward``; ``gradient`` is the loss's with respect to the network's output, and ``through(weight
+    name, gradient of the layer's output)`` the one of its input, for weights that are no dense matrices.
     """
     names = layers(params)
     for k in range(len(names) - 1, -1, -1):
         name = f"{names[k]}.weight"
         yield name, gradient, values[k]
         if k > 0:
-            gradient = gradient @ params[name]
+            gradient = gradient @ params[name] if through is None else through(name, gradient)
             gradient *= values[k] > 0
 
 

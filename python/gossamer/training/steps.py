@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import gossamer as gs
-from gossamer import layers as sparse
+from gossamer.layers import value_gradient
 from gossamer.training import model
 from gossamer.training.losses import Loss, softmax_cross_entropy
 from gossamer.training.optimizers import Masked, Optimizer
@@ -31,7 +31,7 @@ class SparseTraining:
     Parameters
     ----------
     params, masks : as in ``loop.train``; both are copied from, never changed (see ``write``). A layer without a mask
-        stays dense, and so does a masked one whose ``format`` comes out as "dense" (of "auto": by its density).
+        stays dense, and so does a masked one whose ``format`` comes out as "dense".
     optimizer : any of ``optimizers``. What it has gathered in dense steps for the layers that are sparse here is taken
         over, and given back by ``release``; in between its state is of kept positions.
     loss : as in ``loop.train``.
@@ -98,21 +98,15 @@ class SparseTraining:
     def gradients(self, values: Sequence[Array], gradient: Array) -> dict[str, Array]:
         """As ``model.backward``, by the entries of ``self.params``: ``[nnz]`` for sparse layers."""
         grads: dict[str, Array] = {}
-        for k in range(len(self._names) - 1, -1, -1):
-            name, inputs = f"{self._names[k]}.weight", values[k]
+        for name, d, inputs in model.deltas(self.params, values, gradient, self._input_gradient):
             matrix = self.matrices.get(name)
-            if matrix is not None:
-                grads[name] = sparse.value_gradient(gradient, inputs, matrix)
-            else:
-                grads[name] = gradient.T @ inputs
-            grads[f"{self._names[k]}.bias"] = gradient.sum(axis=0)
-            if k > 0:
-                if matrix is not None:
-                    gradient = sparse.input_gradient(gradient, matrix.T)
-                else:
-                    gradient = gradient @ self.params[name]
-                gradient *= inputs > 0
+            grads[name] = d.T @ inputs if matrix is None else value_gradient(d, inputs, matrix)
+            grads[name.removesuffix("weight") + "bias"] = d.sum(axis=0)
         return grads
+
+    def _input_gradient(self, name: str, d: Array) -> Array:
+        matrix = self.matrices.get(name)
+        return d @ self.params[name] if matrix is None else gs.linear(d, matrix.T)
 
     def update(self, grads: Mapping[str, Array]) -> None:
         """A step of the optimizer on ``self.params``; every pack of a matrix takes the new values when next needed."""
