@@ -202,11 +202,12 @@ class SparseMatrix:
         w : float32, float64, float16 or bfloat16, read as the matrix ``[shape[0], rest]``.
         mask : what is kept, zeros included; None keeps everything that is not zero.
         format : ``"csr"``, ``"panel"`` (for products with more than a few columns), ``"bitmask"`` (for one to four),
-            ``"dense"``, or ``"auto"``: by the density, csr, dense, or panel and bitmask (the panels are made at the
-            first product that needs them); ``a.plan`` says why. ``"2:4"`` (any N:M up to 32) and ``"bsr:8x1"`` (any
-            block) also check that the mask is of that pattern: at most N of every M consecutive elements of a row, or
-            whole blocks; ``"n:m"`` reads N and M off the mask. They are multiplied as panels, which need no filling up
-            for N:M and one column index for four rows where blocks have a multiple of four rows.
+            ``"dense"``, or ``"auto"``: the cheapest of these for each number of columns, by what they cost on this
+            machine (each form of the values is made at the first product that needs it); ``a.plan`` says why.
+            ``"2:4"`` (any N:M up to 32) and ``"bsr:8x1"`` (any block) also check that the mask is of that pattern: at
+            most N of every M consecutive elements of a row, or whole blocks; ``"n:m"`` reads N and M off the mask.
+            They are multiplied as panels (with one to four columns as a bitmask), which take one column index for
+            four rows where blocks have a multiple of four.
         dtype : of the values; None keeps ``w``'s. ``"int8"``: whole numbers from -127 to 127 and a float32 scale for
             each row, its largest magnitude / 127; products are those of the numbers times the scale.
 
@@ -344,7 +345,7 @@ class SparseMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: values, structure, and what has been derived from them and kept (the transpose, the mask)."""
+        """Bytes held: values, structure, and what has been derived from them and kept (transpose, mask, CSR)."""
         scales = 0 if self._scales is None else self._scales.nbytes
         return self._structure.nbytes + scales + sum(a.nbytes for a in self._held())
 
@@ -358,7 +359,7 @@ class SparseMatrix:
 
     @property
     def values(self) -> Host:
-        """The values ``[nnz]`` in row-major order of the kept positions, read-only."""
+        """The values ``[nnz]`` in row-major order of the kept positions, read-only; of int8 without their scales."""
         if self._values is not None:
             return self._values
         values, indptr = np.empty(self.nnz, self.dtype), self._structure.indptr()
