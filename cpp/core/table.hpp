@@ -46,10 +46,13 @@ struct TileInputs {
   T r;
 };
 
-// Four rows of a chunk in the panel format (ops/panel.hpp), and how many steps they take in a block.
+// Four rows of a chunk in the panel format (ops/panel.hpp), and how many steps they take in a block: first with one
+// column for all four, then with one for each two, then with one for each.
 constexpr int panel_rows = 4;
 struct Panel {
-  std::uint8_t rows[panel_rows], steps;
+  std::uint8_t rows[panel_rows], together, in_pairs, alone;
+  int steps() const { return together + in_pairs + alone; }
+  int columns() const { return together + 2 * in_pairs + 4 * alone; }
 };
 
 template <class T>
@@ -116,10 +119,10 @@ struct TypedKernels {
                              bool add, T* y);
   static constexpr int max_shape = 4;
   static constexpr int storages = static_cast<int>(Storage::int8) + 1;
-  int columns;                                  // of a tile of shape 1
-  Spmm spmm[storages][2][max_shape + 1];        // [..][32-bit, 64-bit indices][..]
-  int panel_shapes;                             // the widest tile whose sums fit into the registers
-  SpmmPanel panel[storages][2][max_shape + 1];  // [..][whether the rows share their columns][..]
+  int columns;                            // of a tile of shape 1
+  Spmm spmm[storages][2][max_shape + 1];  // [..][32-bit, 64-bit indices][..]
+  int panel_shapes;                       // the widest tile whose sums fit into the registers
+  SpmmPanel panel[storages][max_shape + 1];
   // spmv_bitmask.inl.hpp: with n columns of X, [n][stride], padded with zeros to a multiple of `columns`
   using Spmv = void (*)(const std::uint8_t* mask, i64 mask_bytes, i64 cols, const i64* indptr, const void* values,
                         i64 end, i64 first, i64 last, const T* x, i64 stride, T* y);

@@ -52,10 +52,7 @@ constexpr void fill_shapes(TypedKernels<T>& t, int storage) {
   if constexpr (shape <= TypedKernels<T>::max_shape) {
     t.spmm[storage][0][shape] = &spmm<T, S, std::int32_t, shape * unit>;
     t.spmm[storage][1][shape] = &spmm<T, S, std::int64_t, shape * unit>;
-    if constexpr (shape <= panel_shapes) {
-      t.panel[storage][0][shape] = &spmm_panel<typename Simd<T>::V, S, shape * unit, false>;
-      t.panel[storage][1][shape] = &spmm_panel<typename Simd<T>::V, S, shape * unit, true>;
-    }
+    if constexpr (shape <= panel_shapes) t.panel[storage][shape] = &spmm_panel<typename Simd<T>::V, S, shape * unit>;
     t.bitmask[storage][0][shape] = &spmv_bitmask<T, S, shape, false>;
     t.bitmask[storage][1][shape] = &spmv_bitmask<T, S, shape, true>;
     fill_shapes<T, S, shape + 1, unit>(t, storage);
@@ -67,8 +64,7 @@ constexpr void fill_products(TypedKernels<T>& t, Storage as) {
   const int storage = static_cast<int>(as);
   t.spmm[storage][0][0] = &spmv<T, S, std::int32_t>;
   t.spmm[storage][1][0] = &spmv<T, S, std::int64_t>;
-  t.panel[storage][0][0] = &spmm_panel<typename Simd<T>::Narrow, S, 1, false>;
-  t.panel[storage][1][0] = &spmm_panel<typename Simd<T>::Narrow, S, 1, true>;
+  t.panel[storage][0] = &spmm_panel<typename Simd<T>::Narrow, S, 1>;
   fill_shapes<T, S, 1, unit>(t, storage);
 }
 

@@ -71,7 +71,7 @@ class PanelRows {
       : a_(a),
         values_(static_cast<const char*>(values)),
         value_size_(size_of(dtype)),
-        kernels_(kernels<T>().panel[static_cast<int>(storage_of(dtype))][a.shared()]) {}
+        kernels_(kernels<T>().panel[static_cast<int>(storage_of(dtype))]) {}
   static int shapes() { return kernels<T>().panel_shapes; }
   static int width(int shape) { return shape == 0 ? kernels<T>().columns / 2 : shape * kernels<T>().columns; }
   std::int64_t rows() const { return a_.rows(); }

@@ -217,6 +217,8 @@ template <class V, class S>
 inline Four<V> LoadFour(const S* p) {
   if constexpr (std::is_same_v<V, VF32>)
     return {{_mm512_broadcast_f32x4(Load4(p))}};
+  else if constexpr (std::is_same_v<V, HF32> && std::is_same_v<S, float>)
+    return {{_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}};
   else if constexpr (std::is_same_v<V, HF32>)
     return {{_mm256_set_m128(Load4(p), Load4(p))}};
   else if constexpr (std::is_same_v<V, VF64>)
