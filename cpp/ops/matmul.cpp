@@ -14,6 +14,7 @@
 #include "core/parallel.hpp"
 #include "ops/score.hpp"
 #include "ops/tiles.hpp"
+#include "ops/transpose.hpp"
 
 namespace gossamer {
 namespace {
@@ -192,7 +193,7 @@ class Product {
   // Rows [first, last) of X into a packed tile, at most pack_rows of them: 32 KiB that stay in the L1 cache.
   void pack(const Tile& tile, std::int64_t first, std::int64_t last, T* to) const {
     const std::int64_t width = tile.width(), n = tile.end - tile.begin;
-    T buffer[pack_rows];
+    T buffer[square * pack_rows];
     if constexpr (Rows::depth != 0) {
       static_assert(Rows::depth % pack_rows == 0);
       to += first / Rows::depth * width;
@@ -206,17 +207,29 @@ class Product {
       }
       return;
     }
-    for (std::int64_t j = 0; j < width; ++j) {
-      const T* from = j < n ? x_.load(tile.begin + j, first, last - first, buffer) : nullptr;
-      for (std::int64_t c = first; c < last; ++c) to[c * width + j] = from != nullptr ? from[c - first] : T{0};
+    for (std::int64_t j = 0; j < n; j += square) {
+      const std::int64_t here = std::min(square, n - j);
+      const T* from = x_.direct<T>(tile.begin + j, first);
+      std::int64_t stride = x_.row_stride() / static_cast<std::int64_t>(sizeof(T));
+      if (from == nullptr) {
+        from = buffer;
+        stride = pack_rows;
+        for (std::int64_t i = 0; i < here; ++i) {
+          T* const row = buffer + i * pack_rows;
+          const T* loaded = x_.load(tile.begin + j + i, first, last - first, row);
+          if (loaded != row) std::copy(loaded, loaded + (last - first), row);
+        }
+      }
+      transpose(from, here, last - first, stride, to + first * width + j, width);
     }
+    for (std::int64_t c = first; n < width && c < last; ++c) std::fill(to + c * width + n, to + (c + 1) * width, T{0});
   }
 
   void compute(std::span<const Tile> tiles, const T* packed, std::int64_t chunk, Lines<T>& scratch) const {
     const std::int64_t first = a_.first_row(chunk), rows = a_.first_row(chunk + 1) - first, room = a_.room(rows);
     std::int64_t width = 0;
     for (const Tile& tile : tiles) width += tile.width();
-    T* const y = scratch.at_least(static_cast<std::size_t>(room * width + 2 * std::max(rows, width)));
+    T* const y = scratch.at_least(static_cast<std::size_t>(room * width + (square + 1) * std::max(rows, width)));
     T* const spare = y + room * width;
     for (std::int64_t block = 0; block < a_.blocks(); ++block) {
       T* to = y;
@@ -227,13 +240,13 @@ class Product {
     }
     T* from = y;
     for (const Tile& tile : tiles) {
-      finish(tile, first, rows, from, spare, spare + std::max(rows, width));
+      finish(tile, first, rows, from, spare, spare + square * std::max(rows, width));
       from += room * tile.width();
     }
   }
 
   // The epilogue of rows [first, first + rows) of a tile, and out with them.
-  void finish(const Tile& tile, std::int64_t first, std::int64_t rows, T* y, T* line, T* buffer) const {
+  void finish(const Tile& tile, std::int64_t first, std::int64_t rows, T* y, T* lines, T* buffer) const {
     const std::int64_t width = tile.width(), n = tile.end - tile.begin;
     for (std::int64_t r = 0; r < rows; ++r) {
       T bias{0};
@@ -245,9 +258,10 @@ class Product {
       if (!linear_) put(first + r, tile.begin, n, y + r * width, buffer);
     }
     if (!linear_) return;
-    for (std::int64_t j = 0; j < n; ++j) {
-      for (std::int64_t r = 0; r < rows; ++r) line[r] = y[r * width + j];
-      put(tile.begin + j, first, rows, line, buffer);
+    for (std::int64_t j = 0; j < n; j += square) {
+      const std::int64_t here = std::min(square, n - j);
+      transpose(y + j, rows, here, width, lines, rows);
+      for (std::int64_t i = 0; i < here; ++i) put(tile.begin + j + i, first, rows, lines + i * rows, buffer);
     }
   }
 

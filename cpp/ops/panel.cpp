@@ -123,17 +123,17 @@ struct ChunkBlock {
     pair(2, [&](std::size_t i) { return both(kept[order[i]], kept[order[i + 1]]); });
   }
 
-  // Brings those runs of n rows side by side that keep most in common, of the next few.
+  // Brings those runs of n rows side by side that keep most in common, of the next few; less what must be filled up.
   template <class F>
   void pair(std::size_t n, F&& run) {
     const auto end = static_cast<std::size_t>(rows);
     for (std::size_t i = 0; i + n < end; i += 2 * n) {
       std::size_t best = i + n;
-      std::int64_t most = -1;
+      std::int64_t most = -panel_depth - 1;
       const Kept mine = run(i);
       for (std::size_t j = i + n; j < std::min(end, i + n + candidates * n); j += n)
-        if (const std::int64_t common = count(both(mine, run(j))); common > most) {
-          most = common;
+        if (const std::int64_t gain = count(both(mine, run(j))) - (counts[order[i]] - counts[order[j]]); gain > most) {
+          most = gain;
           best = j;
         }
       std::rotate(order + i + n, order + best, order + best + n);

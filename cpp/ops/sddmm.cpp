@@ -5,43 +5,19 @@
 #include "ops/sddmm.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "core/dispatch.hpp"
 #include "core/lines.hpp"
 #include "core/parallel.hpp"
 #include "ops/tiles.hpp"
+#include "ops/transpose.hpp"
 
 namespace gossamer {
 namespace {
 
 constexpr std::int64_t block_rows = 512;  // of Y: half a megabyte
 constexpr std::int64_t most_rows = 128;   // of X in a chunk, but where they are little work
-constexpr std::int64_t square = 16;       // rows and columns that are transposed together: a cache line of floats
-
-// from [square][from_stride] transposed to [square][to_stride]: four by four in registers.
-template <class T>
-void transpose_square(const T* from, std::int64_t from_stride, T* to, std::int64_t to_stride) {
-  using Vector [[gnu::vector_size(4 * sizeof(T))]] = T;
-  for (std::int64_t i = 0; i < square; i += 4)
-    for (std::int64_t j = 0; j < square; j += 4) {
-      Vector a, b, c, d;
-      const T* at = from + i * from_stride + j;
-      std::memcpy(&a, at, sizeof a);
-      std::memcpy(&b, at + from_stride, sizeof b);
-      std::memcpy(&c, at + 2 * from_stride, sizeof c);
-      std::memcpy(&d, at + 3 * from_stride, sizeof d);
-      const Vector ac_low = __builtin_shufflevector(a, c, 0, 4, 1, 5),
-                   bd_low = __builtin_shufflevector(b, d, 0, 4, 1, 5),
-                   ac_high = __builtin_shufflevector(a, c, 2, 6, 3, 7),
-                   bd_high = __builtin_shufflevector(b, d, 2, 6, 3, 7);
-      const Vector rows[4] = {
-          __builtin_shufflevector(ac_low, bd_low, 0, 4, 1, 5), __builtin_shufflevector(ac_low, bd_low, 2, 6, 3, 7),
-          __builtin_shufflevector(ac_high, bd_high, 0, 4, 1, 5), __builtin_shufflevector(ac_high, bd_high, 2, 6, 3, 7)};
-      for (int r = 0; r < 4; ++r) std::memcpy(to + (j + r) * to_stride + i, &rows[r], sizeof rows[r]);
-    }
-}
 
 // The rows of a matrix in parts of contiguous T, where they lie or packed. A packed part begins at a cache line and is
 // filled up with zeros to whole ones; those of all rows lie together.
@@ -71,8 +47,8 @@ class Rows {
         if (turned && last - first == square) {
           const Array from = array.transposed();
           const std::int64_t from_stride = from.row_stride() / static_cast<std::int64_t>(sizeof(T));
-          for (; done + square <= n; done += square)
-            transpose_square(from.direct<T>(begin + done, first), from_stride, at + done, stride_);
+          done = n / square * square;
+          transpose(from.direct<T>(begin, first), done, square, from_stride, at, stride_);
         }
         for (std::int64_t r = first; r < last; ++r) {
           T* const rest = at + (r - first) * stride_ + done;
