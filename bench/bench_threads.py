@@ -5,11 +5,15 @@ A job of about 2 ms is timed right after (1) itself, (2) a numpy product, (3) th
 disturbs the caches, (4) a torch operation, (5) 10 ms of idleness. Each round also times the job undisturbed, after a
 pause in which every library's threads have gone to sleep; ``ratio_to_alone`` is the ratio of the medians. The same is
 done the other way round: a numpy product after a gossamer job and after a torch operation.
+
+Eight request threads share one matrix: ``of_one_caller`` is their total throughput beside that of one caller, who has
+all of gossamer's threads to himself, and ``threads_more`` how many threads the process has more than with that one.
 """
 
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -214,3 +218,65 @@ def test_gemm_after(neighbour: str, threads: int, measure: Measure) -> None:
         flops=2 * 512**3,
         note=setup.ratio,
     )
+
+
+# ----------------------------------------------------------------------------------------------------- request threads
+
+CALLERS = 8
+CALLS = 200  # of each
+
+
+def test_callers(threads: int, measure: Measure) -> None:
+    w = normal((1024, 1024))
+    a = gs.SparseMatrix.from_dense(w, gs.topk_mask(np.abs(w), sparsity=0.8), format="panel")
+    x = [normal((32, 1024), i) for i in range(CALLERS)]
+    expected = [gs.linear(batch, a) for batch in x]
+
+    def one() -> list[Array]:
+        for _ in range(CALLS):
+            for batch in x:
+                results = [gs.linear(batch, a)]
+        return results
+
+    most = 0
+
+    def all_at_once() -> list[Array]:
+        nonlocal most
+        results: list[Array] = list(x)
+
+        def requests(i: int) -> None:
+            for _ in range(CALLS):
+                results[i] = gs.linear(x[i], a)
+
+        callers = [threading.Thread(target=requests, args=(i,)) for i in range(CALLERS)]
+        for caller in callers:
+            caller.start()
+        most = max(most, native_threads())
+        for caller in callers:
+            caller.join()
+        return results
+
+    def check(results: list[Array]) -> None:
+        for got, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(got, right)
+
+    before = native_threads()
+    alone: list[float] = []
+    measure(
+        all_at_once,
+        check,
+        name=f"{CALLERS} callers of linear, 1024x1024 at 80 %, batch 32",
+        group="request threads",
+        setup=lambda: alone.append(seconds_of(one)),
+        rounds=ROUNDS // 2,
+        note=lambda seconds: {
+            "of_one_caller": statistics.median(alone) / seconds,
+            "threads_more": most - before - CALLERS,
+            "calls_a_second": CALLERS * CALLS / seconds,
+        },
+    )
+
+
+def native_threads() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("Threads"))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,27 @@ def test_calls_from_many_threads_at_once_are_right() -> None:
     for worker in workers:
         worker.join()
     assert not failures
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize("format", ["csr", "panel", "bitmask", "dense"])
+def test_requests_that_share_a_matrix_get_the_bits_of_one_caller(format: str, dtype: Any) -> None:
+    w = values("normal", (300, 400), np.float32)
+    mask = gs.topk_mask(abs(w), sparsity=0.8)
+    a = gs.SparseMatrix.from_dense(w, mask, format=format, dtype=dtype)
+    x = [values("normal", (n, 400), np.float32, n) for n in (1, 3, 8, 17, 32, 64, 65, 130)]
+    expected = [gs.linear(batch, a) for batch in x]
+    fresh = gs.SparseMatrix.from_dense(w, mask, format=format, dtype=dtype)  # packed while the first ones ask
+    start = threading.Barrier(len(x))
+
+    def requests(i: int) -> list[np.ndarray[Any, Any]]:
+        start.wait()
+        return [gs.linear(x[i], fresh) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(x)) as pool:
+        for results, right in zip(pool.map(requests, range(len(x))), expected, strict=True):
+            for got in results:
+                assert_same_bits(got, right)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
