@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // All kernel text and the table made of it. An isa/*.cpp includes its simd/*.hpp and then this.
 #pragma once
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
 #include "core/table.hpp"
 
 #if defined(__clang__)
@@ -18,6 +22,7 @@
 #include "kernels/score.inl.hpp"
 #include "kernels/select.inl.hpp"
 #include "kernels/mask.inl.hpp"
+#include "kernels/activation.inl.hpp"
 #include "kernels/adjust.inl.hpp"
 #include "kernels/stats.inl.hpp"
 #include "kernels/sddmm.inl.hpp"
