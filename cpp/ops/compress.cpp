@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/compress.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -94,14 +95,17 @@ void pattern_to_mask(const CsrPattern& p, std::uint8_t* mask) {
   });
 }
 
-void values_to_dense(const CsrPattern& p, DType dtype, const void* values, void* out) {
+void values_to_dense(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols, const std::int64_t* indptr,
+                     DType dtype, const void* values, void* out) {
   dispatch_size(dtype, [&](auto zero) {
     using T = decltype(zero);
-    with_indices(p, [&](const auto* indices) {
-      for_rows(p.rows, p.cols, [&](std::int64_t r) {
-        T* row = static_cast<T*>(out) + r * p.cols;
-        for (std::int64_t i = p.indptr[r]; i < p.indptr[r + 1]; ++i) row[indices[i]] = static_cast<const T*>(values)[i];
-      });
+    for_rows(rows, cols, [&](std::int64_t r) {
+      T* row = static_cast<T*>(out) + r * cols;
+      std::fill(row, row + cols, T{});
+      const T* from = static_cast<const T*>(values) + indptr[r];
+      const std::uint8_t* bits = mask + r * row_bytes(cols);
+      for (std::int64_t b = 0; b < row_bytes(cols); ++b)
+        for (unsigned byte = bits[b]; byte != 0; byte &= byte - 1) row[b * 8 + std::countr_zero(byte)] = *from++;
     });
   });
 }
