@@ -35,8 +35,8 @@ Costs: TypeAlias = dict[str, list[tuple[float, float]]]
 
 _MODEL = 2  # the version of what costs mean and how they are measured: others' files are not read
 
-# Of float32, on a 2-core Zen 5 with AVX-512 and OpenBLAS: `python -c "from gossamer import plan; print(plan.measure())"`.
-# For small matrices, whose calls take microseconds everywhere, and where nothing may be measured (GOSSAMER_CALIBRATE=0).
+# Of float32, on a 2-core Zen 5 with AVX-512 and OpenBLAS (`python -c "import gossamer.plan as p; print(p.measure())"`).
+# For small matrices, whose calls take microseconds everywhere, and where nothing may be measured: GOSSAMER_CALIBRATE=0.
 BUILT_IN: Costs = {
     "csr": [(0.0009, 0.234), (0, 0.44), (0, 0.439), (0, 0.427), (0, 0.574), (0.0022, 1.68), (0.0227, 7.05)],
     "panel": [
