@@ -66,7 +66,8 @@ class SparseLinear:
         -------
         ``(dx, dvalues, dbias)``: ``[batch, in]``; ``[nnz]`` in the order of ``a.values`` (float32 for 16-bit inputs);
         ``[out]``, or None without a bias. Pruned positions have no gradient. With an activation, the output before it
-        is computed again.
+        is computed again. Where the product with as many columns is a dense one, so are these, which takes scratch of
+        the size of the dense weights.
         """
         f = "SparseLinear.backward"
         grad, inputs = host(dy, f, "dy"), host(x, f, "x")

@@ -259,12 +259,14 @@ class SparseMatrix:
             They are multiplied as panels (with one to four columns as a bitmask), which take one column index for
             four rows where blocks have a multiple of four.
         dtype : of the values; None keeps ``w``'s. ``"int8"``: whole numbers from -127 to 127 and a float32 scale for
-            each row, its largest magnitude / 127; products are those of the numbers times the scale.
+            each row, its largest magnitude / 127 (but at least float32's smallest normal number, 1.2e-38, unless all
+            are 0); products are those of the numbers times the scale, and overflow where a sum of the numbers' does.
 
         Raises
         ------
         TypeError, ValueError
-            A dtype that is not supported, a mask of another shape, an unknown format, one that the mask does not have.
+            A dtype that is not supported, a mask of another shape, an unknown format, one that the mask does not have,
+            NaN and infinity for int8.
         """
         f = "SparseMatrix.from_dense"
         dense = host(w, f, "w")
@@ -447,7 +449,7 @@ class SparseMatrix:
         """The same structure with other values ``[nnz]``.
 
         They are copied and may be of any of the four dtypes. For a matrix of int8, they are rounded to int8 anew, with
-        new scales, unless they are int8: then the scales stay.
+        new scales, unless they are int8: then the scales stay. A step is ``a.with_values(a.dequantize() - step)``.
         """
         f = "SparseMatrix.with_values"
         data = host(v, f, "v")
