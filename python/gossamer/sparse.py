@@ -60,7 +60,8 @@ class _PackingLock:
 class Structure:
     """Which positions a matrix keeps, as a mask or as CSR; each is made from the other when first asked for.
 
-    Immutable and shared: by every matrix with the same positions, and by any number of threads.
+    Immutable and shared: by every matrix with the same positions, and by any number of threads. What is there is read
+    without the lock, under which it is made.
     """
 
     def __init__(
@@ -78,64 +79,69 @@ class Structure:
             _freeze(*csr)
 
     def mask(self) -> Mask:
-        with self._lock:
-            if self._mask is None:
-                self._mask = self.some_mask()
-            return self._mask
+        if self._mask is None:
+            with self._lock:
+                self._mask = self._mask or self.some_mask()
+        return self._mask
 
     def some_mask(self) -> Mask:
         """The mask, for use at once: not kept where it is made for this."""
-        with self._lock:
-            if self._mask is not None or self._csr is None:
-                return self.mask()
+        if self._mask is not None or self._csr is None:
+            assert self._mask is not None
+            return self._mask
         packed = Mask._blank(self.shape, "SparseMatrix")
         _core.pattern_to_mask(*self.shape, *self._csr, packed)
         return Mask._own(self.shape, packed, self.nnz)
 
     def indptr(self) -> Host:
         """int64 ``[rows + 1]``: where the values of each row begin, in row-major order."""
-        with self._lock:
-            if self._indptr is None:
-                indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
-                _core.mask_to_indptr(self.mask().packed, *self.shape, indptr)
-                (self._indptr,) = _freeze(indptr)
-            return self._indptr
+        if self._indptr is None:
+            with self._lock:
+                if self._indptr is None:
+                    indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
+                    _core.mask_to_indptr(self.mask().packed, *self.shape, indptr)
+                    (self._indptr,) = _freeze(indptr)
+        return self._indptr
 
     def csr(self) -> tuple[Host, Host]:
         """indptr int64 ``[rows + 1]`` and the column indices ``[nnz]``."""
-        with self._lock:
-            if self._csr is None:
-                self._csr = _freeze(*self.some_csr())
-            return self._csr
+        if self._csr is None:
+            with self._lock:
+                if self._csr is None:
+                    self._csr = _freeze(*self.some_csr())
+        return self._csr
 
     def some_csr(self) -> tuple[Host, Host]:
         """As :meth:`csr`, for use at once: not kept where it is made for this."""
-        with self._lock:
-            if self._csr is not None:
-                return self._csr
-            indptr = self.indptr()
+        if self._csr is not None:
+            return self._csr
+        indptr = self.indptr()
         indices = empty((self.nnz,), index_dtype(self.shape[1]), "SparseMatrix")
         _core.mask_to_indices(self.mask().packed, *self.shape, indptr, indices)
         return indptr, indices
 
     def panels(self) -> Any:
         """The structure of the panel format (``_core.Panels``)."""
-        with self._lock:
-            if self._panels is None:
-                self._panels = _core.Panels(self.mask().packed, *self.shape)
-            return self._panels
+        if self._panels is None:
+            with self._lock:
+                if self._panels is None:
+                    self._panels = _core.Panels(self.mask().packed, *self.shape)
+        return self._panels
 
     def transposed(self) -> tuple[Structure, Host]:
         """The structure of the transpose, and where each of its values lies among this one's."""
-        with self._lock:
-            if self._transposed is None:
-                rows, cols = self.shape
-                indptr = empty((cols + 1,), np.int64, "SparseMatrix.T")
-                indices, order = np.empty(self.nnz, index_dtype(rows)), np.empty(self.nnz, np.int64)
-                _core.transpose(rows, cols, *self.some_csr(), indptr, indices, order)
-                _freeze(order)
-                self._transposed = Structure((cols, rows), csr=(indptr, indices)), order
-            return self._transposed
+        if self._transposed is None:
+            with self._lock:
+                self._transposed = self._transposed or self._transpose()
+        return self._transposed
+
+    def _transpose(self) -> tuple[Structure, Host]:
+        rows, cols = self.shape
+        indptr = empty((cols + 1,), np.int64, "SparseMatrix.T")
+        indices, order = np.empty(self.nnz, index_dtype(rows)), np.empty(self.nnz, np.int64)
+        _core.transpose(rows, cols, *self.some_csr(), indptr, indices, order)
+        _freeze(order)
+        return Structure((cols, rows), csr=(indptr, indices)), order
 
     def plan(self, dtype: Any) -> Plan:
         """What "auto" is for values of this dtype: chosen once."""
@@ -213,10 +219,11 @@ class SparseMatrix:
     def _in_dense(self) -> Host:
         """A dense array of the values as they are held, of int8 without their scales; made when first asked for."""
         structure = self._structure
-        with structure._lock:
-            if self._dense is None:
-                (self._dense,) = _freeze(self._spread(structure.mask(), "SparseMatrix"))
-            return self._dense
+        if self._dense is None:
+            with structure._lock:
+                if self._dense is None:
+                    (self._dense,) = _freeze(self._spread(structure.mask(), "SparseMatrix"))
+        return self._dense
 
     def _spread(self, mask: Mask, function: str) -> Host:
         dense = empty(self.shape, self.dtype, function)
@@ -235,13 +242,14 @@ class SparseMatrix:
     def _in_panels(self) -> Host:
         """The values in the order of the panels; made when first asked for."""
         structure = self._structure
-        with structure._lock:
-            if self._panel_values is None:
-                assert self._values is not None
-                packed = np.empty(structure.panels().room, self._values.dtype)
-                structure.panels().reorder(structure.indptr(), self._values, packed, True)
-                (self._panel_values,) = _freeze(packed)
-            return self._panel_values
+        if self._panel_values is None:
+            with structure._lock:
+                if self._panel_values is None:
+                    assert self._values is not None
+                    packed = np.empty(structure.panels().room, self._values.dtype)
+                    structure.panels().reorder(structure.indptr(), self._values, packed, True)
+                    (self._panel_values,) = _freeze(packed)
+        return self._panel_values
 
     @classmethod
     def from_dense(cls, w: Array, mask: Mask | None = None, *, format: str = "auto", dtype: Any = None) -> SparseMatrix:
