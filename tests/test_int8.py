@@ -100,6 +100,19 @@ def test_rows_too_small_for_a_scale_are_zeros(form: str) -> None:
         assert_same_bits(gs.matmul(a, np.full((2, n), 3e38, np.float32))[:2], np.zeros((2, n), np.float32))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_largest_numbers_stay_finite_and_an_error_state_stops_nothing(form: str) -> None:
+    w = np.array([[3.4028235e38, -1e-320], [1e-320, 1e-300]])
+    numbers, scales = reference.int8_rows(w)
+    with np.errstate(all="raise"):
+        a = gs.SparseMatrix.from_dense(w, format=form, dtype="int8")
+        dense = a.to_dense()
+    assert np.isfinite(dense).all()
+    np.testing.assert_allclose(dense[0, 0], w[0, 0], rtol=1e-6)
+    assert_same_bits(np.asarray(a.values), numbers.ravel())
+    assert_same_bits(np.asarray(a.scales), scales)
+
+
 def test_dequantize_gives_the_numbers_times_their_scales() -> None:
     a = gs.SparseMatrix.from_dense(weights((24, 40)), dtype="int8")
     kept = a.mask.to_dense()

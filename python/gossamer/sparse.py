@@ -553,8 +553,10 @@ def _plan_of(plan: Any, structure: Structure, values: Host, function: str) -> Pl
 
 _RUN = 1 << 22  # values that are quantized at a time: what this takes beside the result stays small
 _SMALLEST_SCALE = np.finfo(np.float32).smallest_normal  # a smaller one has too few digits
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))  # 127 of the next are infinite
 
 
+@np.errstate(all="ignore")  # a caller's must not stop what rounds to 0 or is refused
 def _quantize(structure: Structure, values: Host, function: str, argument: str) -> tuple[Host, Host]:
     """int8 values and the scale of each row: its largest magnitude / 127, but never below what float32 holds well."""
     indptr, rows = structure.indptr(), structure.shape[0]
@@ -563,15 +565,14 @@ def _quantize(structure: Structure, values: Host, function: str, argument: str) 
     while first < rows:
         last = max(first + 1, int(np.searchsorted(indptr, indptr[first] + _RUN, side="right")) - 1)
         starts, scale = indptr[first : last + 1], scales[first:last]
-        with np.errstate(over="ignore"):
-            part = values[starts[0] : starts[-1]].astype(np.float32)
+        part = values[starts[0] : starts[-1]].astype(np.float32)
         if not np.isfinite(part).all():
             raise ValueError(f"{function}: {argument} must be finite (in float32) for dtype int8, got NaN or infinity")
         filled = np.diff(starts) > 0
         if part.size:
             largest = np.maximum.reduceat(abs(part), (starts[:-1] - starts[0])[filled])
             least = np.where(largest > 0, _SMALLEST_SCALE, np.float32(0))
-            scale[filled] = np.maximum(largest / np.float32(127), least)
+            scale[filled] = np.clip(largest / np.float32(127), least, _LARGEST_SCALE)
         part /= np.repeat(np.where(scale > 0, scale, np.float32(1)), np.diff(starts))
         np.rint(part, out=part)
         numbers[starts[0] : starts[-1]] = np.clip(part, -127, 127, out=part)
