@@ -37,7 +37,7 @@ def test_values_and_products(form: str, shape: tuple[int, int]) -> None:
     for n in (0, 1, 2, 3, 5, 9, 33):
         for dtype in (np.float32, np.float64):
             x = generator("int8 x", n).standard_normal((shape[1], n)).astype(dtype)
-            assert_close(gs.matmul(a, x), exact @ x, abs(exact) @ abs(x), np.float32)
+            assert_close(gs.matmul(a, x), exact @ x, abs(exact) @ abs(x), dtype)
     x = generator("int8 batch").standard_normal((6, shape[1])).astype(np.float32)
     bias, residual = np.arange(shape[0], dtype=np.float32), np.ones((6, shape[0]), np.float32)
     y = gs.linear(x, a, bias=bias, activation="relu", residual=residual)
@@ -62,18 +62,92 @@ def test_copies_files_and_new_values(form: str, tmp_path: Path) -> None:
 
 
 def test_bytes() -> None:
-    a = gs.SparseMatrix.from_dense(weights((256, 1024), 0.5), format="bitmask", dtype="int8")
-    assert a.nbytes == a.nnz + a.mask.packed.nbytes + 257 * 8 + 256 * 4
+    w = weights((256, 1024), 0.5)
+    for form in ("bitmask", "dense"):
+        a = gs.SparseMatrix.from_dense(w, format=form, dtype="int8")
+        held = a.nbytes
+        assert held == (a.nnz if form == "bitmask" else w.size) + a.mask.packed.nbytes + 257 * 8 + 256 * 4
+        copies = [pickle.loads(pickle.dumps(a)), copy.deepcopy(a)]
+        a.to_dense(), a.to_scipy(), np.array(a.values)
+        assert [m.nbytes for m in (a, *copies)] == [held] * 3
 
 
-def test_rows_of_zeros_and_of_denormals() -> None:
-    w = np.zeros((3, 8), np.float32)
-    w[1] = 1e-44  # the scale underflows
-    w[2] = np.linspace(-1, 1, 8)
-    a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(np.ones((3, 8), bool)), dtype="int8")
-    assert np.isfinite(a.to_dense()).all()
-    assert_same_bits(a.to_dense()[0], np.zeros(8, np.float32))
-    assert abs(a.to_dense()[2] - w[2]).max() <= 0.5 / 127 * (1 + 1e-6)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_zeros_and_of_denormals(form: str, dtype: type) -> None:
+    tiny = np.float32(1.1754944e-38)  # the smallest scale: what a row of smaller numbers is rounded to
+    w = np.linspace(-1, 1, 9) * np.array([0, 1e-44, 1.9e-43, 1e-39, 3e-38, 1e-36, 1.4e-36, 1e-30, 1])[:, None]
+    w = w.astype(np.float32)
+    a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(np.ones(w.shape, bool)), format=form, dtype="int8")
+    error = abs(a.to_dense().astype(np.float64) - w)
+    assert (error <= np.maximum(abs(w).max(axis=1, keepdims=True) / 127, tiny) * 0.5001).all()
+    assert_same_bits(a.to_dense()[0], np.zeros(9, np.float32))
+    for n in (1, 7):
+        x = np.full((9, n), 1e35, dtype)
+        x[::2] *= -0.5
+        exact = a.to_dense().astype(np.float64)
+        y = gs.matmul(a, x)
+        assert np.isfinite(y).all()
+        assert_close(y, exact @ x, abs(exact) @ abs(x), dtype)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_too_small_for_a_scale_are_zeros(form: str) -> None:
+    w = np.array([[1e-44, -1e-44], [5e-39, 0], [1, 0.5]], np.float32)  # numbers of 127 times huge x would overflow
+    a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(np.ones(w.shape, bool)), format=form, dtype="int8")
+    assert np.array(a.values).tolist() == [0, 0, 0, 0, 127, 64]
+    for n in (1, 8):
+        assert_same_bits(gs.matmul(a, np.full((2, n), 3e38, np.float32))[:2], np.zeros((2, n), np.float32))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_largest_numbers_stay_finite_and_an_error_state_stops_nothing(form: str) -> None:
+    w = np.array([[3.4028235e38, -1e-320], [1e-320, 1e-300]])
+    numbers, scales = reference.int8_rows(w)
+    with np.errstate(all="raise"):
+        a = gs.SparseMatrix.from_dense(w, format=form, dtype="int8")
+        dense = a.to_dense()
+    assert np.isfinite(dense).all()
+    np.testing.assert_allclose(dense[0, 0], w[0, 0], rtol=1e-6)
+    assert_same_bits(np.asarray(a.values), numbers.ravel())
+    assert_same_bits(np.asarray(a.scales), scales)
+
+
+def test_dequantize_gives_the_numbers_times_their_scales() -> None:
+    a = gs.SparseMatrix.from_dense(weights((24, 40)), dtype="int8")
+    kept = a.mask.to_dense()
+    assert_same_bits(a.dequantize(), a.to_dense()[kept])
+    rate, dvalues = np.float32(0.1), generator("step").standard_normal(a.nnz).astype(np.float32)
+    stepped = a.with_values(a.dequantize() - rate * dvalues)
+    largest = abs(stepped.to_dense()).max(axis=1, keepdims=True)
+    expected = a.to_dense()
+    expected[kept] -= rate * dvalues
+    assert (abs(stepped.to_dense() - expected) <= largest / 127 * 0.501).all()
+    floats = gs.SparseMatrix.from_dense(weights((24, 40)))
+    assert_same_bits(floats.dequantize(), np.asarray(floats.values))
+
+
+def test_quantized_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = weights((60, 37), 0.5)
+    w[10:20] = 0
+    w[30, 1:] = 0
+    expected, scales = reference.int8_rows(w)
+    for run in (1, 36, 100, 10_000):
+        monkeypatch.setattr("gossamer.sparse._RUN", run)
+        a = gs.SparseMatrix.from_dense(w, format="bitmask", dtype="int8")
+        assert_same_bits(np.asarray(a.values), expected[w != 0])
+        assert_same_bits(np.asarray(a.scales), scales)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_handed_out_stays_read_only(form: str) -> None:
+    for dtype in ("int8", "float32"):
+        a = gs.SparseMatrix.from_dense(weights((5, 7)), format=form, dtype=dtype)
+        for part in (a.values, a.scales):
+            if part is not None:
+                assert not part.flags.writeable
+                with pytest.raises(ValueError, match="WRITEABLE"):
+                    part.flags.writeable = True
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
@@ -112,11 +186,12 @@ def test_a_file_without_scales_is_refused(tmp_path: Path) -> None:
         gs.load(path)
 
 
-def test_gradients_are_those_of_the_scaled_numbers() -> None:
-    a = gs.SparseMatrix.from_dense(weights((24, 40)), format="csr", dtype="int8")
+@pytest.mark.parametrize("form", FORMATS)
+def test_gradients_are_those_of_the_scaled_numbers(form: str) -> None:
+    a = gs.SparseMatrix.from_dense(weights((24, 40)), format=form, dtype="int8")
     x = generator("int8 gradient").standard_normal((7, 40)).astype(np.float32)
     layer = gs.SparseLinear(a, activation="tanh")
-    dense = gs.SparseLinear(gs.SparseMatrix.from_dense(a.to_dense(), a.mask), activation="tanh")
+    dense = gs.SparseLinear(gs.SparseMatrix.from_dense(a.to_dense(), a.mask, format="csr"), activation="tanh")
     for got, expected in zip(layer.backward(layer(x), x), dense.backward(dense(x), x), strict=True):
         if expected is not None:
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """More elements than 32 bits can count. Runs only with ``GOSSAMER_TEST_LARGE=1`` and 8 GiB of memory to spare.
 
-The data are 2.2 billion bfloat16 numbers, 4.4 GB, made chunk by chunk from one tile of random bits; nothing of their
-size is held twice, so the answer is checked by what any chunk can be made from again: the threshold from a histogram
-of all magnitudes (they have 15 bits), the count, and the ties by their running number.
+Of pruning the data are 2.2 billion bfloat16 numbers, 4.4 GB, made chunk by chunk from one tile of random bits;
+nothing of their size is held twice, so the answer is checked by what any chunk can be made from again: the threshold
+from a histogram of all magnitudes (they have 15 bits), the count, and the ties by their running number.
 """
 
 import os
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import gossamer as gs
-from cases import BFLOAT16, generator
+from cases import BFLOAT16, assert_close, generator
+from gossamer import reference
 
 SIZE = 2_200_000_000
 COLUMNS = 2_200  # as a matrix: 1,000,000 rows
@@ -94,3 +95,40 @@ def test_more_elements_than_32_bits_can_count(tile: np.ndarray, shape: tuple[int
     again = gs.topk_mask(weights, threshold=0.0)  # signed scores: all but the negative ones
     negative = sum(int(np.count_nonzero(w[where] > 0x8000)) for where, _ in _chunks(tile))
     assert again.nnz == SIZE - negative
+
+
+WIDTH = 33_000  # of a matrix with more than 2 ** 31 kept elements, once it has
+HEIGHT = 67_000  # rows
+
+
+def test_a_matrix_with_more_values_than_32_bits_can_count(tmp_path: Path) -> None:
+    """int8 in bitmask format, 1.13 bytes a value. Rows are windows of one line of numbers: all are different."""
+    r = generator("large matrix")
+    line = np.where(r.random(HEIGHT + WIDTH - 1) < 0.02, 0, r.standard_normal(HEIGHT + WIDTH - 1)).astype(BFLOAT16)
+    w = np.lib.stride_tricks.sliding_window_view(line, WIDTH)
+    kept = np.concatenate([[0], np.cumsum(line != 0)])
+    starts = np.concatenate([[0], np.cumsum(kept[WIDTH:] - kept[:HEIGHT])])  # of the rows' values
+    assert starts[-1] > 1 << 31
+    middle = int(np.searchsorted(starts, 1 << 31))
+    rows = sorted({0, 1, 2, *range(3, HEIGHT, 997), middle - 2, middle - 1, middle, HEIGHT - 2, HEIGHT - 1})
+    numbers, scales = reference.int8_rows(w[rows].astype(np.float32))
+    weights = numbers * scales.astype(np.float64)[:, None]
+
+    def check(a: gs.SparseMatrix, sign: int) -> None:
+        assert (a.dtype, a.shape, a.nnz, a.format) == (np.int8, w.shape, starts[-1], "bitmask")
+        assert a.values.shape == (starts[-1],)
+        for i, row in enumerate(rows):
+            assert (a.values[starts[row] : starts[row + 1]] == sign * numbers[i][w[row] != 0]).all(), row
+        for n in (1, 3):
+            x = generator("large x").standard_normal((WIDTH, n)).astype(np.float32)
+            y = gs.matmul(a, x)
+            assert_close(y[rows], sign * weights @ x, abs(weights) @ abs(x), np.float32)
+
+    a = gs.SparseMatrix.from_dense(w, format="bitmask", dtype="int8")
+    check(a, 1)
+    assert a.nbytes < 1.14 * a.nnz + 16 * HEIGHT
+    gs.save(tmp_path / "large", {"a": a})
+    check(a.with_values(-a.values), -1)
+    del a
+    check(gs.load(tmp_path / "large")["a"], 1)
+    (tmp_path / "large").unlink()

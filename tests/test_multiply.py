@@ -402,6 +402,44 @@ def test_sparse_linear_pickles_and_copies() -> None:
         assert_same_bits(other(x), layer(x))
 
 
+def test_what_a_layer_holds_is_counted() -> None:
+    a = gs.SparseMatrix.from_dense(_dense(17, 31, np.float32), format="panel")
+    layer = gs.SparseLinear(a, _normal(17))
+    assert layer.nbytes == a.nbytes + 17 * 4
+    layer.backward(_normal(7, 17), _normal(7, 31))
+    transpose = layer._transposed()
+    assert layer.nbytes == a.nbytes + 17 * 4 + sum(part.nbytes for part in transpose._held())
+    assert layer.nbytes > a.nbytes + 17 * 4 + a.nnz * 4
+    layer.a = a.with_values(2 * a.values)  # the transpose is still that of the other values
+    assert layer.nbytes == a.nbytes + 17 * 4 + sum(part.nbytes for m in (transpose, layer.a) for part in m._held())
+
+
+def test_a_layer_pickled_before_it_kept_a_transpose_loads() -> None:
+    layer = gs.SparseLinear(gs.SparseMatrix.from_dense(_dense(17, 31, np.float32)))
+    old = gs.SparseLinear.__new__(gs.SparseLinear)
+    vars(old).update(a=layer.a, bias=None, activation=None)  # what pickle does
+    dy, x = _normal(7, 17), _normal(7, 31)
+    assert_same_bits(old.backward(dy, x)[0], layer.backward(dy, x)[0])
+    assert old.nbytes == layer.nbytes
+
+
+@pytest.mark.parametrize("dtype", EVERY_FLOAT)
+def test_gradients_of_a_dense_matrix_make_no_csr(dtype: type) -> None:
+    w, x, dy = _dense(33, 47, dtype, 0.8), _normal(19, 47, dtype=dtype), _normal(19, 33, dtype=dtype)
+    w[:, 3] = 0
+    a = gs.SparseMatrix.from_dense(w, format="dense")
+    held = a.nbytes
+    dx, dvalues, _ = gs.SparseLinear(a).backward(dy, x)
+    assert a.nbytes == held
+    w64, x64, dy64 = (m.astype(np.float64) for m in (w, x, dy))
+    wide = np.float64 if dtype == np.float64 else np.float32
+    assert (dx.dtype, dvalues.dtype) == (dtype, wide)
+    error = np.linalg.norm(dx - dy64 @ w64)
+    tolerance = dict(zip(EVERY_FLOAT, (1e-6, 1e-14, 2e-3, 1e-2), strict=True))[dtype]
+    assert error <= tolerance * np.linalg.norm(abs(dy64) @ abs(w64))
+    assert_close(dvalues, (dy64.T @ x64)[w64 != 0], (abs(dy64).T @ abs(x64))[w64 != 0], wide)
+
+
 def test_long_rows_keep_their_digits() -> None:
     """One chain of additions as long as the row would miss by 1e-4."""
     r = generator("long rows")

@@ -11,7 +11,7 @@ import scipy.sparse
 
 import gossamer as gs
 from cases import FLOATS, LAYOUTS, assert_close, assert_same_bits, generator, right_or_refused
-from gossamer import reference
+from gossamer import reference, sparse
 
 FORMATS = ("csr", "panel", "bitmask", "dense", "auto")
 SHAPES = [(1, 1), (3, 5), (17, 31), (0, 5), (5, 0), (0, 0), (64, 48), (1, 1000), (1000, 1), (301, 203)]
@@ -314,6 +314,75 @@ def test_a_forged_pickle_does_not_bypass_the_checks() -> None:
         assert forged is None or forged.to_dense()[1].sum() in (0.0, 2.0)
 
 
+def test_a_forged_plan_is_refused() -> None:
+    a = gs.SparseMatrix.from_dense(_dense((9, 7)))
+    rebuild: Any
+    rebuild, arguments = a.__reduce__()
+    at = next(i for i, part in enumerate(arguments) if isinstance(part, tuple) and "auto" in part)
+
+    def loaded(steps: Any, asked: Any = "auto", text: Any = "why") -> gs.SparseMatrix:
+        matrix: gs.SparseMatrix = rebuild(*arguments[:at], (steps, asked, text), *arguments[at + 1 :])
+        return matrix
+
+    assert loaded(((1, "bitmask"), (5, "panel"))).plan == "why"
+    for steps in (
+        (),
+        ((2, "csr"),),
+        ((0, "csr"),),
+        ((1, "csr"), (1, "panel")),
+        ((1, "csr"), (9, "panel"), (5, "dense")),
+        ((1, "csr"), (9, "auto")),
+        ((1, ("csr",)),),
+        ((1, np.array(["csr", "panel"])),),
+        ((1, None),),
+        ((1.0, "csr"),),
+        (("1", "csr"),),
+        (1, "csr"),
+        None,
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^SparseMatrix: the plan must"):
+            loaded(steps)
+    for asked, text in ((None, "why"), (b"auto", "why"), ("auto", 1), ("magic", "why")):
+        with pytest.raises((TypeError, ValueError), match=r"^SparseMatrix: "):
+            loaded(((1, "csr"),), asked, text)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_pickles_from_before_masks_were_in_them_load(form: str, dtype: str) -> None:
+    a = gs.SparseMatrix.from_dense(_dense((33, 21)), format=form, dtype=dtype)
+    indptr, indices, _ = reference.csr_from_dense(_dense((33, 21)))
+    old = sparse._rebuild(a.shape, indptr, indices, np.array(a.values), tuple(a._plan), a.scales)
+    assert (old.format, old.dtype, old.plan) == (a.format, a.dtype, a.plan)
+    assert_same_bits(old.to_dense(), a.to_dense())
+
+
+def test_a_pickle_of_few_values_in_a_huge_shape_is_small() -> None:
+    a = gs.SparseMatrix.from_csr(np.arange(1001), np.arange(1000), np.ones(1000), (1000, 1 << 40))
+    assert len(pickle.dumps(a)) < 40_000
+    assert pickle.loads(pickle.dumps(a)).nnz == 1000
+
+
+@pytest.mark.parametrize("form", ["panel", "bitmask", "dense", "csr"])
+def test_nothing_that_copies_leaves_bytes_behind(form: str) -> None:
+    a = gs.SparseMatrix.from_dense(_dense((200, 300)), format=form)
+    held = a.nbytes
+    if form != "csr":
+        assert held < w_bytes(a) + a.mask.packed.nbytes + 201 * 8 + 0.07 * a.nnz * 5
+    copies = [pickle.loads(pickle.dumps(a)), copy.deepcopy(a)]
+    a.to_dense(), a.to_scipy()
+    assert [m.nbytes for m in (a, *copies)] == [held] * 3
+    scipy_made = gs.SparseMatrix.from_scipy(a.to_scipy())
+    held = scipy_made.nbytes
+    assert_same_bits(scipy_made.to_dense(), a.to_dense())
+    assert scipy_made.nbytes == held
+
+
+def w_bytes(a: gs.SparseMatrix) -> int:
+    """Of the values of a float32 matrix in its format: those of panels have one byte a column index."""
+    return {"dense": 4 * a.shape[0] * a.shape[1], "bitmask": 4 * a.nnz, "panel": 5 * a.nnz}[a.format]
+
+
 def test_auto_says_what_it_picked_and_stays() -> None:
     for density in (0.01, 0.9):
         a = gs.SparseMatrix.from_dense(_dense((200, 300), density=density))
@@ -390,6 +459,8 @@ def test_vectors_need_one_index_for_four_rows() -> None:
         ("bsr:2x2", "must keep whole 2x2 blocks, got a part of block .0, 2."),
         ("bsr:3x1", "must divide the shape into blocks"),
         ("bsr:0x1", "format must be one of"),
+        ("02:4", "format must be one of"),
+        ("2:04", "format must be one of"),
         ("bsr:4", "format must be one of"),
         ("bsr:", "format must be one of"),
         ("1:2:4", "format must be one of"),
@@ -401,6 +472,24 @@ def test_formats_that_a_mask_does_not_have(form: str, message: str) -> None:
     kept[0, 4:7] = True
     with pytest.raises(ValueError, match=f"^SparseMatrix.from_dense: .*{message}"):
         gs.SparseMatrix.from_dense(np.ones((4, 12), np.float32), gs.Mask.from_dense(kept), format=form)
+
+
+@pytest.mark.parametrize(
+    ("shape", "format"), [((0, 8), "0:2"), ((8, 0), "0:2"), ((0, 0), "0:2"), ((0, 7), "0:7"), ((4, 9), "0:3")]
+)
+def test_n_of_m_of_a_mask_that_keeps_nothing(shape: tuple[int, int], format: str) -> None:
+    a = gs.SparseMatrix.from_dense(np.zeros(shape, np.float32), format="n:m")
+    assert (a.format, a.nnz) == (format, 0)
+    assert_same_bits(gs.matmul(a, np.ones((shape[1], 9), np.float32)), np.zeros((shape[0], 9), np.float32))
+    assert pickle.loads(pickle.dumps(a)).format == format
+
+
+@pytest.mark.parametrize("dtype", ["foo", "f4,f4", "int16", "", "O", object(), 3, str, "2:4", "(", "9999999999999f4"])
+def test_a_dtype_that_is_none(dtype: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"^SparseMatrix.from_dense: .*dtype must be float32, float64, float16, bfloat16"
+    ):
+        gs.SparseMatrix.from_dense(np.ones((2, 2)), dtype=dtype)
 
 
 @pytest.mark.parametrize("rows", ["power law", "one full row"])

@@ -49,6 +49,44 @@ worker.join()
 print(codes, gs.prune(w, sparsity=0.9)[1] == before)
 """
 
+FORK_WHILE_PACKING = """
+import os, signal, threading, warnings
+warnings.simplefilter("ignore")  # fork with threads: what is tested
+import numpy as np, gossamer as gs
+from gossamer import sparse
+w = np.eye(300, dtype=np.float32)
+a = gs.SparseMatrix.from_dense(w, format="bitmask")
+inside, proceed, pack = threading.Event(), threading.Event(), sparse._core.mask_to_indices
+
+def slow(*arguments):
+    inside.set()
+    proceed.wait()
+    pack(*arguments)
+
+def right():
+    return (gs.sddmm(w, w, a).values == 1).all() and (a @ w == w).all() and (a.T @ w == w).all()
+
+sparse._core.mask_to_indices = slow
+worker = threading.Thread(target=right)
+worker.start()
+inside.wait()  # the worker packs, and holds the lock
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # a hung child dies
+    sparse._core.mask_to_indices = pack
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(right())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os._exit(0 if found == [True] * 4 else 1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+proceed.set()
+worker.join()
+print(code, right())
+"""
+
 
 def _run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GOSSAMER_") and k != "OMP_NUM_THREADS"}
@@ -182,6 +220,11 @@ def test_requests_that_share_a_matrix_get_the_bits_of_one_caller(format: str, dt
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes() -> None:
     assert _lines(FORK) == ["{0} True"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_while_a_matrix_is_packed_computes() -> None:
+    assert _lines(FORK_WHILE_PACKING) == ["0 True"]
 
 
 def test_threadpoolctl_sees_and_limits_the_threads(threads: None) -> None:

@@ -329,14 +329,16 @@ Array stored_values(const char* function, std::int64_t count, const py::array& v
   return v;
 }
 
-void bind_values_to_dense(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,
+void bind_values_to_dense(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indptr,
                           const py::array& values, const py::array& out) {
-  const CsrPattern p = make_pattern(rows, cols, indptr, indices);
-  const Array v = stored_values("to_dense", p.nnz(), values), to = writable_view("to_dense", "out", out);
-  if (!to.contiguous() || to.size() != rows * cols || to.dtype() != v.dtype())
-    value_error("_core: out must be a contiguous matrix of the values' dtype");
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, rows + 1, false);
+  const std::int64_t kept = count_mask(bits, rows, cols);
+  if (starts[rows] != kept) value_error("_core: indptr does not belong to the mask");
+  const Array v = stored_values("to_dense", kept, values), to = stored_values("to_dense", rows * cols, out, true);
+  if (to.dtype() != v.dtype()) type_error("_core: out must have the values' dtype");
   const Running running;
-  values_to_dense(p, v.dtype(), v.data(), to.data());
+  values_to_dense(bits, rows, cols, starts, v.dtype(), v.data(), to.data());
 }
 
 void bind_transpose(std::int64_t rows, std::int64_t cols, const py::array& indptr, const py::array& indices,

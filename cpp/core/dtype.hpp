@@ -10,6 +10,10 @@
 
 namespace gossamer {
 
+// Masks are read and written as 64-bit words of their bytes (ops/mask.hpp has their layout), and files hold values as
+// they lie in memory.
+static_assert(std::endian::native == std::endian::little, "gossamer needs a little-endian machine");
+
 enum class DType : std::int32_t {
   float32 = GOSSAMER_FLOAT32,
   float64 = GOSSAMER_FLOAT64,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/compress.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -94,14 +95,27 @@ void pattern_to_mask(const CsrPattern& p, std::uint8_t* mask) {
   });
 }
 
-void values_to_dense(const CsrPattern& p, DType dtype, const void* values, void* out) {
+void values_to_dense(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols, const std::int64_t* indptr,
+                     DType dtype, const void* values, void* out) {
   dispatch_size(dtype, [&](auto zero) {
     using T = decltype(zero);
-    with_indices(p, [&](const auto* indices) {
-      for_rows(p.rows, p.cols, [&](std::int64_t r) {
-        T* row = static_cast<T*>(out) + r * p.cols;
-        for (std::int64_t i = p.indptr[r]; i < p.indptr[r + 1]; ++i) row[indices[i]] = static_cast<const T*>(values)[i];
-      });
+    const T* const beyond = static_cast<const T*>(values) + indptr[rows];
+    for_rows(rows, cols, [&](std::int64_t r) {
+      T* to = static_cast<T*>(out) + r * cols;
+      const T* from = static_cast<const T*>(values) + indptr[r];
+      const std::uint8_t* bits = mask + r * row_bytes(cols);
+      for (std::int64_t col = 0; col < cols; col += 8, to += 8) {
+        unsigned byte = bits[col / 8];
+        if (cols - col >= 8 && beyond - from >= 8) {  // without branches, which half of the bits would mispredict
+          for (int i = 0; i < 8; ++i, byte >>= 1) {
+            to[i] = static_cast<T>(*from & (T{0} - T(byte & 1)));
+            from += byte & 1;
+          }
+          continue;
+        }
+        for (std::int64_t i = 0; i < std::min<std::int64_t>(8, cols - col); ++i, byte >>= 1)
+          to[i] = (byte & 1) != 0 ? *from++ : T{0};
+      }
     });
   });
 }

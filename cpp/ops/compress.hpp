@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CSR structures: from masks, checked, transposed, back to dense. indptr [rows + 1] is int64; column indices are int32
-// or int64 and sorted within a row; values are in row-major order.
+// CSR structures: from masks, checked, transposed; and the values of masks. indptr [rows + 1] is int64; column indices
+// are int32 or int64 and sorted within a row; values are in row-major order.
 #pragma once
 #include <cstdint>
 
@@ -31,8 +31,9 @@ void mask_to_indptr(const std::uint8_t* mask, std::int64_t rows, std::int64_t co
 void mask_to_indices(const std::uint8_t* mask, const CsrPattern& pattern, void* indices);
 void mask_to_values(const Array& weights, const std::uint8_t* mask, const std::int64_t* indptr, void* values);
 void pattern_to_mask(const CsrPattern& pattern, std::uint8_t* mask);
-// out must be zero.
-void values_to_dense(const CsrPattern& pattern, DType dtype, const void* values, void* out);
+// out [rows, cols], contiguous: 0 where nothing is kept. Any dtype of values.
+void values_to_dense(const std::uint8_t* mask, std::int64_t rows, std::int64_t cols, const std::int64_t* indptr,
+                     DType dtype, const void* values, void* out);
 // t_indptr [cols + 1]; t_indices and order [nnz]: value i of the transpose is value order[i] of the matrix.
 void transpose(const CsrPattern& pattern, std::int64_t* t_indptr, void* t_indices, bool t_wide, std::int64_t* order);
 // out[i] = values[order[i]] for n of them, of any dtype.

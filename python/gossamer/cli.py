@@ -126,6 +126,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     info = gs.info()
+    if options.calibrate:
+        from gossamer import plan
+
+        with _progress() as progress:
+            progress("measure", None, "what products cost here")
+            info["costs measured"] = {"dtypes": list(plan.calibrate()), "folder": os.fspath(plan._cache())}
     if options.json:
         print(json.dumps(info, indent=2))
     else:
@@ -175,6 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     info = commands.add_parser("info", help="show version, instruction set, threads and build", allow_abbrev=False)
+    info.add_argument(
+        "--calibrate",
+        action="store_true",
+        help='measure what products cost here, for the plans of format="auto", and keep it for all processes to come',
+    )
     info.set_defaults(run=_info)
     bench = commands.add_parser(
         "bench",

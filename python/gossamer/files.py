@@ -15,7 +15,7 @@ import numpy as np
 
 from gossamer._arrays import Array, Host, host
 from gossamer.masks import Mask
-from gossamer.sparse import SparseMatrix
+from gossamer.sparse import SparseMatrix, _restored, _structure_of
 
 _KEY = "gossamer"  # of the entry in the file's metadata that says how tensors belong together
 
@@ -113,7 +113,7 @@ def _restore(name: str, entry: dict[str, Any], arrays: dict[str, Host]) -> Any:
         raise ValueError(f"the kind {kind!r} with shape {shape}")
     values = arrays[f"{name}.values"]
     scales = arrays[f"{name}.scales"] if values.dtype == np.int8 else None
-    return SparseMatrix._from_mask(mask, values, str(entry["format"]), scales)
+    return _restored(_structure_of(mask), values, str(entry["format"]), scales)
 
 
 def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gossamer._arrays import Array, Host, give_back, host, require_float
-from gossamer.multiply import activation_grad, linear, sddmm
+from gossamer.multiply import activation_grad, dense_gradients, linear, sddmm
 from gossamer.sparse import SparseMatrix
 
 
@@ -38,11 +38,12 @@ class SparseLinear:
     ([[2.0, 0.0]], [3.0], [1.0])
     """
 
+    _transpose: tuple[SparseMatrix, SparseMatrix] | None = None  # the matrix of which, and it; older pickles lack it
+
     def __init__(self, a: SparseMatrix, bias: Array | None = None, activation: str | None = None) -> None:
         if not isinstance(a, SparseMatrix):
             raise TypeError(f"SparseLinear: a must be a SparseMatrix, got {type(a).__name__}")
         self.a = a
-        self._transpose: tuple[SparseMatrix, SparseMatrix] | None = None
         self.bias: Host | None = None
         if bias is not None:
             view = host(bias, "SparseLinear", "bias")
@@ -65,7 +66,8 @@ class SparseLinear:
         -------
         ``(dx, dvalues, dbias)``: ``[batch, in]``; ``[nnz]`` in the order of ``a.values`` (float32 for 16-bit inputs);
         ``[out]``, or None without a bias. Pruned positions have no gradient. With an activation, the output before it
-        is computed again.
+        is computed again. Where the product with as many columns is a dense one, so are these, which takes scratch of
+        the size of the dense weights.
         """
         f = "SparseLinear.backward"
         grad, inputs = host(dy, f, "dy"), host(x, f, "x")
@@ -76,8 +78,10 @@ class SparseLinear:
                 raise ValueError(f"{f}: {name} must have the shape ({batch}, {width}), got {array.shape}")
         if self.activation is not None:
             grad = activation_grad(linear(inputs, self.a, bias=self.bias), grad, self.activation)
-        dx = linear(grad, self._transposed())
-        dvalues = value_gradient(grad, inputs, self.a)
+        if self.a._plan.kernel(len(grad)) == "dense":
+            dx, dvalues = dense_gradients(self.a, grad, inputs)
+        else:
+            dx, dvalues = linear(grad, self._transposed()), value_gradient(grad, inputs, self.a)
         dbias = None if self.bias is None else bias_gradient(grad)
         return give_back(dx, dy), give_back(dvalues, dy), None if dbias is None else give_back(dbias, dy)
 
@@ -87,6 +91,15 @@ class SparseLinear:
         if cached is None or cached[0] is not self.a:
             cached = self._transpose = (self.a, self.a.T)
         return cached[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: the matrix with all that it keeps (``a.nbytes``), the bias, and the transpose once it is made."""
+        of, *transpose = self._transpose or (self.a,)
+        matrices = {id(m): m for m in (self.a, of, *transpose)}.values()
+        structures = {id(m._structure): m._structure for m in (self.a, of)}.values()  # with that of the transpose
+        held = sum(m._own_nbytes for m in matrices) + sum(structure.nbytes for structure in structures)
+        return held + (0 if self.bias is None else self.bias.nbytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_transpose": None}

@@ -113,7 +113,7 @@ def _product(
     if form == "dense":
         _dense_product(f, a, matrix, linear, b, act, r, to)
         return result
-    structure, values = a._structure, a._in_panels() if form == "panel" else a.values
+    structure, values = a._structure, a._in_panels() if form == "panel" else a._row_values()
     if view.dtype == np.float64:
         values = values.astype(np.float64, copy=False)
     rest: Any = (values, a._scales, matrix, linear, b, act, r, to)
@@ -141,9 +141,8 @@ def _dense_product(
     _core.check_product(f, *a.shape, x, linear, bias, act, residual, out)
     if residual is not None and np.may_share_memory(residual, out):
         residual = residual.copy()
-    w = a._in_dense()
-    dtype = np.float64 if np.float64 in (w.dtype, x.dtype) else np.float32
-    flat, w = (m.astype(dtype, copy=False) for m in (x.reshape(matrix_shape(x.shape)), w))
+    dtype = _common(a, x)
+    flat, w = x.reshape(matrix_shape(x.shape)).astype(dtype, copy=False), a._widened(a._in_dense(), dtype)
     left, right = (flat, w.T) if linear else (w, flat)
     with np.errstate(all="ignore"):  # a caller's errstate must not stop the product halfway through `out`
         result = np.matmul(left, right, out=out if out.dtype == dtype else None)
@@ -151,6 +150,18 @@ def _dense_product(
             _core.epilogue(f, linear, bias, act, residual, result)
         if result is not out:
             out[...] = result
+
+
+def dense_gradients(a: SparseMatrix, dy: Host, x: Host) -> tuple[Host, Host]:
+    """``dY @ A`` in dY's dtype and dYᵀ @ X where A keeps, for a matrix whose products are dense ones; no checks."""
+    dtype, kept = _common(a, dy), _common(dy, x)
+    with np.errstate(all="ignore"):
+        dx = np.matmul(dy.astype(dtype, copy=False), a._widened(a._in_dense(), dtype)).astype(dy.dtype, copy=False)
+        dw = np.matmul(dy.T.astype(kept, copy=False), x.astype(kept, copy=False))
+    values: Host = np.empty(a.nnz, kept)
+    structure = a._structure
+    _core.mask_to_values("SparseLinear.backward", dw, structure.mask().packed, structure.indptr(), values)
+    return dx, values
 
 
 def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None = None) -> SparseMatrix:
@@ -189,7 +200,9 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
         structure = Structure(shape, mask=Mask._own(shape, pattern.packed, pattern.nnz))
     else:
         raise TypeError(f"{f}: pattern must be a SparseMatrix or a Mask, got {type(pattern).__name__}")
-    dtype = _common(left, right, f)
+    for name, array in (("x", left), ("y", right)):
+        require_float(array, f, name)
+    dtype = _common(left, right)
     values, _ = output(out, np.empty(0), (structure.nnz,), dtype, f)
     if values.dtype != dtype:
         raise TypeError(f"{f}: out must be {dtype}, got {values.dtype}")
@@ -203,10 +216,9 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     return SparseMatrix._make(structure, values.view() if out is not None else values, as_asked("csr"))
 
 
-def _common(x: Host, y: Host, function: str) -> np.dtype[Any]:
-    for name, array in (("x", x), ("y", y)):
-        require_float(array, function, name)
-    return np.dtype(np.float64 if np.float64 in (x.dtype, y.dtype) else np.float32)
+def _common(*parts: Host | SparseMatrix) -> np.dtype[Any]:
+    """What a product of these is computed in."""
+    return np.dtype(np.float64 if any(part.dtype == np.float64 for part in parts) else np.float32)
 
 
 def activation_grad(z: Array, dy: Array, activation: str) -> Array:

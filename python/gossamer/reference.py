@@ -621,8 +621,14 @@ def exchange(scores: Array, growth: Array, mask: Array, share: float, *, group: 
 
 
 def int8_rows(w: Array) -> tuple[Array, Array]:
-    """Whole numbers and a scale for each row: the largest magnitude of a row becomes 127."""
-    scales = (np.abs(w).max(axis=1, initial=0) / np.float32(127)).astype(np.float32)
+    """Whole numbers and a scale for each row: its largest magnitude / 127, but at least float32's smallest normal.
+
+    Nor is it more than what 127 times is finite.
+    """
+    largest = np.abs(w).max(axis=1, initial=0).astype(np.float32)
+    least = np.where(largest > 0, np.finfo(np.float32).smallest_normal, 0)
+    most = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
+    scales = np.clip(largest / np.float32(127), least, most).astype(np.float32)
     numbers = np.zeros(w.shape, np.int8)
     for row, scale in enumerate(scales):
         if scale > 0:

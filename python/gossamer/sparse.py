@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
+import os
 import re
 import threading
 from typing import TYPE_CHECKING, Any
@@ -25,10 +27,41 @@ def index_dtype(cols: int) -> type[np.signedinteger[Any]]:
     return np.int32 if cols <= np.iinfo(np.int32).max else np.int64
 
 
+_process = object()  # another one in a forked child
+_renewing = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _process, _renewing
+    _process, _renewing = object(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class _PackingLock:
+    """An RLock that a forked child does not find locked: the thread that packs is not there."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.RLock(), _process
+
+    def __enter__(self) -> None:
+        if self._process is not _process:
+            with _renewing:
+                if self._process is not _process:
+                    self._lock = threading.RLock()
+                    self._process = _process
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 class Structure:
     """Which positions a matrix keeps, as a mask or as CSR; each is made from the other when first asked for.
 
-    Immutable and shared: by every matrix with the same positions, and by any number of threads.
+    Immutable and shared: by every matrix with the same positions, and by any number of threads. What is there is read
+    without the lock, under which it is made.
     """
 
     def __init__(
@@ -39,56 +72,81 @@ class Structure:
         self._indptr = None if csr is None else csr[0]
         self._transposed: tuple[Structure, Host] | None = None
         self._panels: Any = None
-        self._lock = threading.RLock()
+        self._plans: dict[np.dtype[Any], Plan] = {}
+        self._lock = _PackingLock()
         self.nnz = mask.nnz if mask is not None else int(csr[0][-1]) if csr is not None else 0
         if csr is not None:
             _freeze(*csr)
 
     def mask(self) -> Mask:
-        with self._lock:
-            if self._mask is None:
-                packed = Mask._blank(self.shape, "SparseMatrix.mask")
-                _core.pattern_to_mask(*self.shape, *self.csr(), packed)
-                self._mask = Mask._own(self.shape, packed, self.nnz)
+        if self._mask is None:
+            with self._lock:
+                self._mask = self._mask or self.some_mask()
+        return self._mask
+
+    def some_mask(self) -> Mask:
+        """The mask, for use at once: not kept where it is made for this."""
+        if self._mask is not None or self._csr is None:
+            assert self._mask is not None
             return self._mask
+        packed = Mask._blank(self.shape, "SparseMatrix")
+        _core.pattern_to_mask(*self.shape, *self._csr, packed)
+        return Mask._own(self.shape, packed, self.nnz)
 
     def indptr(self) -> Host:
         """int64 ``[rows + 1]``: where the values of each row begin, in row-major order."""
-        with self._lock:
-            if self._indptr is None:
-                indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
-                _core.mask_to_indptr(self.mask().packed, *self.shape, indptr)
-                (self._indptr,) = _freeze(indptr)
-            return self._indptr
+        if self._indptr is None:
+            with self._lock:
+                if self._indptr is None:
+                    indptr = empty((self.shape[0] + 1,), np.int64, "SparseMatrix")
+                    _core.mask_to_indptr(self.mask().packed, *self.shape, indptr)
+                    (self._indptr,) = _freeze(indptr)
+        return self._indptr
 
     def csr(self) -> tuple[Host, Host]:
         """indptr int64 ``[rows + 1]`` and the column indices ``[nnz]``."""
-        with self._lock:
-            if self._csr is None:
-                indptr = self.indptr()
-                indices = empty((self.nnz,), index_dtype(self.shape[1]), "SparseMatrix")
-                _core.mask_to_indices(self.mask().packed, *self.shape, indptr, indices)
-                self._csr = _freeze(indptr, indices)
+        if self._csr is None:
+            with self._lock:
+                if self._csr is None:
+                    self._csr = _freeze(*self.some_csr())
+        return self._csr
+
+    def some_csr(self) -> tuple[Host, Host]:
+        """As :meth:`csr`, for use at once: not kept where it is made for this."""
+        if self._csr is not None:
             return self._csr
+        indptr = self.indptr()
+        indices = empty((self.nnz,), index_dtype(self.shape[1]), "SparseMatrix")
+        _core.mask_to_indices(self.mask().packed, *self.shape, indptr, indices)
+        return indptr, indices
 
     def panels(self) -> Any:
         """The structure of the panel format (``_core.Panels``)."""
-        with self._lock:
-            if self._panels is None:
-                self._panels = _core.Panels(self.mask().packed, *self.shape)
-            return self._panels
+        if self._panels is None:
+            with self._lock:
+                if self._panels is None:
+                    self._panels = _core.Panels(self.mask().packed, *self.shape)
+        return self._panels
 
     def transposed(self) -> tuple[Structure, Host]:
         """The structure of the transpose, and where each of its values lies among this one's."""
-        with self._lock:
-            if self._transposed is None:
-                rows, cols = self.shape
-                indptr = empty((cols + 1,), np.int64, "SparseMatrix.T")
-                indices, order = np.empty(self.nnz, index_dtype(rows)), np.empty(self.nnz, np.int64)
-                _core.transpose(rows, cols, *self.csr(), indptr, indices, order)
-                _freeze(order)
-                self._transposed = Structure((cols, rows), csr=(indptr, indices)), order
-            return self._transposed
+        if self._transposed is None:
+            with self._lock:
+                self._transposed = self._transposed or self._transpose()
+        return self._transposed
+
+    def _transpose(self) -> tuple[Structure, Host]:
+        rows, cols = self.shape
+        indptr = empty((cols + 1,), np.int64, "SparseMatrix.T")
+        indices, order = np.empty(self.nnz, index_dtype(rows)), np.empty(self.nnz, np.int64)
+        _core.transpose(rows, cols, *self.some_csr(), indptr, indices, order)
+        _freeze(order)
+        return Structure((cols, rows), csr=(indptr, indices)), order
+
+    def plan(self, dtype: Any) -> Plan:
+        """What "auto" is for values of this dtype: chosen once."""
+        known = self._plans.get(np.dtype(dtype))
+        return known or self._plans.setdefault(np.dtype(dtype), choose(self.shape, self.nnz, dtype))
 
     @property
     def nbytes(self) -> int:
@@ -152,46 +210,46 @@ class SparseMatrix:
             structure.mask(), structure.indptr()
         if kernels == {"dense"}:
             a._in_dense()
-            a._values = values if scales is not None else None
+            a._values = None
         if kernels == {"panel"}:
             a._in_panels()
             a._values = None
         return a
 
     def _in_dense(self) -> Host:
-        """A dense array; made when first asked for."""
+        """A dense array of the values as they are held, of int8 without their scales; made when first asked for."""
         structure = self._structure
-        with structure._lock:
-            if self._dense is None:
-                assert self._values is not None
-                dense = self._spread(self._dequantized(), "SparseMatrix")
-                (self._dense,) = _freeze(dense)
-            return self._dense
+        if self._dense is None:
+            with structure._lock:
+                if self._dense is None:
+                    (self._dense,) = _freeze(self._spread(structure.mask(), "SparseMatrix"))
+        return self._dense
 
-    def _spread(self, values: Host, function: str) -> Host:
-        dense = empty(self.shape, values.dtype, function)
-        dense[...] = 0
-        _core.values_to_dense(*self.shape, *self._structure.csr(), values, dense)
+    def _spread(self, mask: Mask, function: str) -> Host:
+        dense = empty(self.shape, self.dtype, function)
+        indptr = self._structure.indptr()
+        _core.values_to_dense(mask.packed, *self.shape, indptr, self._row_values(), dense.reshape(-1))
         return dense
 
-    def _dequantized(self) -> Host:
-        """The values as floats, those of int8 times their scales."""
+    def _widened(self, dense: Host, dtype: Any) -> Host:
+        """A dense array of the values in a float dtype, those of int8 times their scales."""
         if self._scales is None:
-            return self.values
-        each: Host = np.repeat(self._scales, np.diff(self._structure.indptr()))
-        each *= self.values
-        return each
+            return dense.astype(dtype, copy=False)
+        wide = dense.astype(dtype)
+        wide *= self._scales[:, None]
+        return wide
 
     def _in_panels(self) -> Host:
         """The values in the order of the panels; made when first asked for."""
         structure = self._structure
-        with structure._lock:
-            if self._panel_values is None:
-                assert self._values is not None
-                packed = np.empty(structure.panels().room, self._values.dtype)
-                structure.panels().reorder(structure.indptr(), self._values, packed, True)
-                (self._panel_values,) = _freeze(packed)
-            return self._panel_values
+        if self._panel_values is None:
+            with structure._lock:
+                if self._panel_values is None:
+                    assert self._values is not None
+                    packed = np.empty(structure.panels().room, self._values.dtype)
+                    structure.panels().reorder(structure.indptr(), self._values, packed, True)
+                    (self._panel_values,) = _freeze(packed)
+        return self._panel_values
 
     @classmethod
     def from_dense(cls, w: Array, mask: Mask | None = None, *, format: str = "auto", dtype: Any = None) -> SparseMatrix:
@@ -209,12 +267,14 @@ class SparseMatrix:
             They are multiplied as panels (with one to four columns as a bitmask), which take one column index for
             four rows where blocks have a multiple of four.
         dtype : of the values; None keeps ``w``'s. ``"int8"``: whole numbers from -127 to 127 and a float32 scale for
-            each row, its largest magnitude / 127; products are those of the numbers times the scale.
+            each row, its largest magnitude / 127 (but at least float32's smallest normal number, 1.2e-38, unless all
+            are 0); products are those of the numbers times the scale, and overflow where a sum of the numbers' does.
 
         Raises
         ------
         TypeError, ValueError
-            A dtype that is not supported, a mask of another shape, an unknown format, one that the mask does not have.
+            A dtype that is not supported, a mask of another shape, an unknown format, one that the mask does not have,
+            NaN and infinity for int8.
         """
         f = "SparseMatrix.from_dense"
         dense = host(w, f, "w")
@@ -227,12 +287,13 @@ class SparseMatrix:
         structure = Structure(shape, mask=Mask._own(shape, packed))
         values = np.empty(structure.nnz, dense.dtype)
         _core.mask_to_values(f, dense, packed, structure.indptr(), values)
-        if isinstance(dtype, (str, type, np.dtype)) and np.dtype(dtype) == np.int8:
-            plan = _choose(format, structure, np.dtype(np.int8), f)
-            rounded, scales = _quantize(structure, values, f, "w")
-            return cls._make(structure, rounded, plan, scales)
-        values = values.astype(_value_dtype(dense.dtype if dtype is None else dtype, f), copy=False)
-        return cls._make(structure, values, _choose(format, structure, values.dtype, f))
+        to = _value_dtype(dense.dtype if dtype is None else dtype, f, int8=True)
+        plan, scales = _choose(format, structure, to, f), None
+        if to == np.int8:
+            values, scales = _quantize(structure, values, f, "w")
+        else:
+            values = values.astype(to, copy=False)
+        return cls._make(structure, values, plan, scales)
 
     @classmethod
     def from_csr(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> SparseMatrix:
@@ -268,20 +329,6 @@ class SparseMatrix:
         return cls._make(structure, np.array(data, dtype, order="C"), as_asked("csr"))
 
     @classmethod
-    def _from_mask(cls, mask: Mask, values: Host, format: str, scales: Host | None = None) -> SparseMatrix:
-        """From what a file holds; ValueError where it does not fit together."""
-        f = "SparseMatrix"
-        if values.shape != (mask.nnz,):
-            raise ValueError(f"{f}: values must have the shape {(mask.nnz,)}, got {values.shape}")
-        shape = matrix_shape(mask.shape)
-        structure = Structure(shape, mask=Mask._own(shape, mask.packed, mask.nnz))
-        plan = _choose(format, structure, values.dtype, f)
-        if scales is not None:
-            values, scales = _checked_int8(values, scales, shape[0], f)
-            return cls._make(structure, values, plan, scales)
-        return cls._make(structure, np.array(values, _value_dtype(values.dtype, f)), plan)
-
-    @classmethod
     def from_scipy(cls, a: Any) -> SparseMatrix:
         """A scipy sparse matrix or array of any format; duplicates are summed, indices sorted, explicit zeros kept."""
         f = "SparseMatrix.from_scipy"
@@ -298,16 +345,18 @@ class SparseMatrix:
         """A ``scipy.sparse.csr_array`` of its own memory; float32 for 16-bit and int8 values."""
         import scipy.sparse
 
-        indptr, indices = self._structure.csr()
-        return scipy.sparse.csr_array(
-            (np.array(self._dequantized(), compute_dtype(self.dtype)), indices.copy(), indptr.copy()), shape=self.shape
-        )
+        indptr, indices = (np.array(part) for part in self._structure.some_csr())
+        values = np.array(self.dequantize(), compute_dtype(self.dtype))
+        return scipy.sparse.csr_array((values, indices, indptr), shape=self.shape)
 
     def to_dense(self) -> Host:
         """A dense array ``[rows, cols]`` of its own memory; float32 for int8 values, times their scales."""
-        if self._dense is not None:
-            return self._dense.copy()
-        return self._spread(self._dequantized(), "SparseMatrix.to_dense")
+        dense = self._dense
+        if dense is None:
+            dense = self._spread(self._structure.some_mask(), "SparseMatrix.to_dense")
+        if self._scales is not None:
+            return self._widened(dense, np.float32)
+        return dense.copy() if dense is self._dense else dense
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -331,7 +380,7 @@ class SparseMatrix:
     @property
     def scales(self) -> Host | None:
         """float32 ``[rows]``, read-only, by which the rows of int8 values are multiplied; None for other dtypes."""
-        return self._scales
+        return None if self._scales is None else self._scales.view()  # whose flag cannot be switched back
 
     @property
     def format(self) -> str:
@@ -346,8 +395,12 @@ class SparseMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes held: values, structure, and what has been derived from them and kept (transpose, mask, CSR)."""
+        return self._structure.nbytes + self._own_nbytes
+
+    @property
+    def _own_nbytes(self) -> int:
         scales = 0 if self._scales is None else self._scales.nbytes
-        return self._structure.nbytes + scales + sum(a.nbytes for a in self._held())
+        return scales + sum(a.nbytes for a in self._held())
 
     def _held(self) -> list[Host]:
         return [a for a in (self._values, self._panel_values, self._dense) if a is not None]
@@ -359,23 +412,52 @@ class SparseMatrix:
 
     @property
     def values(self) -> Host:
-        """The values ``[nnz]`` in row-major order of the kept positions, read-only; of int8 without their scales."""
+        """The values ``[nnz]`` in row-major order of the kept positions, read-only.
+
+        Of int8 these are whole numbers without their scales: :meth:`dequantize` gives what they stand for.
+        """
+        return self._row_values().view()
+
+    def _row_values(self) -> Host:
         if self._values is not None:
             return self._values
-        values, indptr = np.empty(self.nnz, self.dtype), self._structure.indptr()
-        if self._panel_values is not None:
-            self._structure.panels().reorder(indptr, self._panel_values, values, False)
-        else:
+        indptr = self._structure.indptr()
+        if self._panel_values is None and self._scales is not None:
             assert self._dense is not None
-            _core.mask_to_values("SparseMatrix.values", self._dense, self.mask.packed, indptr, values)
+            values: Host = self._dense[self.mask.to_dense()]
+        else:
+            values = empty((self.nnz,), self.dtype, "SparseMatrix.values")
+            if self._panel_values is not None:
+                self._structure.panels().reorder(indptr, self._panel_values, values, False)
+            else:
+                assert self._dense is not None
+                _core.mask_to_values("SparseMatrix.values", self._dense, self.mask.packed, indptr, values)
         _freeze(values)
         return values
+
+    def dequantize(self) -> Host:
+        """``a.values`` as floats ``[nnz]``: those of int8, float32, times the scale of their row; others as they are.
+
+        What a step of an optimizer starts from:
+
+        >>> import numpy as np, gossamer as gs
+        >>> a = gs.SparseMatrix.from_dense(np.array([[0.0, 254.0], [1.0, 127.0]]), dtype="int8")
+        >>> a.values.tolist(), a.dequantize().tolist()
+        ([127, 1, 127], [254.0, 1.0, 127.0])
+        >>> a.with_values(a.dequantize() - 2.0).to_dense().tolist()
+        [[0.0, 252.0], [-0.9842519760131836, 125.0]]
+        """
+        if self._scales is None:
+            return self.values
+        floats: Host = np.repeat(self._scales, np.diff(self._structure.indptr()))
+        floats *= self._row_values()
+        return floats
 
     def with_values(self, v: Array) -> SparseMatrix:
         """The same structure with other values ``[nnz]``.
 
         They are copied and may be of any of the four dtypes. For a matrix of int8, they are rounded to int8 anew, with
-        new scales, unless they are int8: then the scales stay.
+        new scales, unless they are int8: then the scales stay. A step is ``a.with_values(a.dequantize() - step)``.
         """
         f = "SparseMatrix.with_values"
         data = host(v, f, "v")
@@ -394,15 +476,14 @@ class SparseMatrix:
     def T(self) -> SparseMatrix:  # noqa: N802  (numpy's and scipy's name)
         """The transpose. Its structure is made once and kept; its values are gathered at each call.
 
-        Of int8 values it is float32, since the scales belong to its columns; of a format that names a pattern, which
-        the transpose need not have, it is "auto".
+        Of int8 values it is float32, since the scales belong to its columns. Of "auto", and of a format that names a
+        pattern, which the transpose need not have, it is "auto": with a plan of its own.
         """
         structure, order = self._structure.transposed()
-        values = self._dequantized()
+        values = self.dequantize()
         gathered = np.empty_like(values)
         _core.gather(values, order, gathered)
-        named = self._plan.asked not in ("auto", *KERNELS)
-        plan = choose(structure.shape, structure.nnz, values.dtype) if named else self._plan
+        plan = self._plan if self._plan.asked in KERNELS else structure.plan(values.dtype)
         return SparseMatrix._make(structure, gathered, plan)
 
     def __matmul__(self, x: Array) -> Array:
@@ -411,48 +492,92 @@ class SparseMatrix:
         return matmul(self, x)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.shape, *self._structure.csr(), self.values, tuple(self._plan), self._scales)
+        rest = (self._row_values(), tuple(self._plan), self._scales)
+        if self._structure._mask is None:  # of a matrix that is mostly empty it could be much larger than the CSR
+            return _rebuild, (self.shape, *self._structure.csr(), *rest)
+        return _rebuild_mask, (self.mask, *rest)
 
     def __repr__(self) -> str:
         return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self.format!r})"
 
 
+# A pickle is checked like anything from outside.
 def _rebuild(
     shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: Any, scales: Host | None = None
 ) -> SparseMatrix:
-    # A pickle is checked like anything from outside.
-    f = "SparseMatrix"
     a = SparseMatrix.from_csr(indptr, indices, values if scales is None else values.astype(np.float32), shape)
-    structure, held = a._structure, a.values
+    return _restored(a._structure, values, plan, scales)
+
+
+def _rebuild_mask(mask: Any, values: Host, plan: Any, scales: Host | None) -> SparseMatrix:
+    if not isinstance(mask, Mask) or len(mask.shape) != 2:
+        raise TypeError(f"SparseMatrix: mask must be a Mask of two dimensions, got {mask!r}")
+    return _restored(_structure_of(mask), values, plan, scales)
+
+
+def _structure_of(mask: Mask) -> Structure:
+    shape = matrix_shape(mask.shape)
+    return Structure(shape, mask=Mask._own(shape, mask.packed, mask.nnz))
+
+
+def _restored(structure: Structure, values: Any, plan: Any, scales: Any) -> SparseMatrix:
+    """From parts of which only the structure is checked yet; ``plan``: a format, or what is in a pickle."""
+    f = "SparseMatrix"
+    if not isinstance(values, np.ndarray) or values.shape != (structure.nnz,):
+        raise ValueError(f"{f}: values must be an array of the shape {(structure.nnz,)}, got {values!r:.99}")
     if scales is not None:
-        held, scales = _checked_int8(values, scales, shape[0], f)
+        values, scales = _checked_int8(values, scales, structure.shape[0], f)
+    else:
+        values = np.array(values, _value_dtype(values.dtype, f), order="C")
+    known = _choose(plan, structure, values.dtype, f) if isinstance(plan, str) else _plan_of(plan, structure, values, f)
+    return SparseMatrix._make(structure, values, known, scales)
+
+
+def _plan_of(plan: Any, structure: Structure, values: Host, function: str) -> Plan:
     try:
         steps, asked, text = plan
-        known = Plan(tuple((operator.index(first), kernel) for first, kernel in steps), str(asked), str(text))
+        known = Plan(tuple((operator.index(first), kernel) for first, kernel in steps), asked, text)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"SparseMatrix: the plan must be steps and two strings, got {plan!r}") from error
-    if known.asked != "auto":
-        known = _choose(known.asked, structure, held.dtype, f)
-    elif not known.steps or not all(kernel in KERNELS for _, kernel in known.steps):
-        raise ValueError(f"SparseMatrix: the plan must name kernels, got {plan!r}")
-    return SparseMatrix._make(structure, held, known, scales)
+        raise TypeError(f"{function}: the plan must be steps and two strings, got {plan!r}") from error
+    if not isinstance(asked, str) or not isinstance(text, str):
+        raise TypeError(f"{function}: the plan must be steps and two strings, got {plan!r}")
+    if asked != "auto":
+        return _choose(asked, structure, values.dtype, function)
+    firsts = [first for first, _ in known.steps]
+    if firsts[:1] != [1] or any(b <= a for a, b in itertools.pairwise(firsts)):
+        raise ValueError(f"{function}: the plan must have steps that ascend from 1, got {plan!r}")
+    if not all(isinstance(kernel, str) and kernel in KERNELS for _, kernel in known.steps):
+        raise ValueError(f"{function}: the plan must name kernels, got {plan!r}")
+    return known
 
 
+_RUN = 1 << 22  # values that are quantized at a time: what this takes beside the result stays small
+_SMALLEST_SCALE = np.finfo(np.float32).smallest_normal  # a smaller one has too few digits
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))  # 127 of the next are infinite
+
+
+@np.errstate(all="ignore")  # a caller's must not stop what rounds to 0 or is refused
 def _quantize(structure: Structure, values: Host, function: str, argument: str) -> tuple[Host, Host]:
-    """int8 values and the scale of each row: its largest magnitude is 127."""
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{function}: {argument} must be finite (in float32) for dtype int8, got NaN or infinity")
-    indptr = structure.indptr()
-    lengths, scales = np.diff(indptr), np.zeros(structure.shape[0], np.float32)
-    filled = lengths > 0
-    if values.size:
-        scales[filled] = np.maximum.reduceat(abs(values), indptr[:-1][filled]) / np.float32(127)
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 in rows of zeros, and where a scale underflows
-        parts = values / np.repeat(scales, lengths)
-    np.rint(np.nan_to_num(parts, copy=False, nan=0.0), out=parts)
-    return np.clip(parts, -127, 127).astype(np.int8), scales
+    """int8 values and the scale of each row: its largest magnitude / 127, but never below what float32 holds well."""
+    indptr, rows = structure.indptr(), structure.shape[0]
+    numbers, scales = empty(values.shape, np.int8, function), np.zeros(rows, np.float32)
+    first = 0
+    while first < rows:
+        last = max(first + 1, int(np.searchsorted(indptr, indptr[first] + _RUN, side="right")) - 1)
+        starts, scale = indptr[first : last + 1], scales[first:last]
+        part = values[starts[0] : starts[-1]].astype(np.float32)
+        if not np.isfinite(part).all():
+            raise ValueError(f"{function}: {argument} must be finite (in float32) for dtype int8, got NaN or infinity")
+        filled = np.diff(starts) > 0
+        if part.size:
+            largest = np.maximum.reduceat(abs(part), (starts[:-1] - starts[0])[filled])
+            least = np.where(largest > 0, _SMALLEST_SCALE, np.float32(0))
+            scale[filled] = np.clip(largest / np.float32(127), least, _LARGEST_SCALE)
+        part /= np.repeat(np.where(scale > 0, scale, np.float32(1)), np.diff(starts))
+        np.rint(part, out=part)
+        numbers[starts[0] : starts[-1]] = np.clip(part, -127, 127, out=part)
+        first = last
+    return numbers, scales
 
 
 def _checked_int8(values: Any, scales: Any, rows: int, function: str) -> tuple[Host, Host]:
@@ -468,13 +593,13 @@ def _choose(format: str, structure: Structure, dtype: Any, function: str) -> Pla
     if format in KERNELS:
         return as_asked(format)
     if format == "auto":
-        return choose(structure.shape, structure.nnz, dtype)
+        return structure.plan(dtype)
     if match := re.fullmatch(r"bsr:([1-9]\d{0,8})x([1-9]\d{0,8})", format, re.ASCII):
         _check_blocks(structure.mask(), int(match[1]), int(match[2]), function)
         return as_pattern(format)
     if format == "n:m":
         return as_pattern("{}:{}".format(*_find_n_of_m(structure, function)))
-    if match := re.fullmatch(r"(\d{1,2}):(\d{1,2})", format, re.ASCII):
+    if match := re.fullmatch(r"(0|[1-9]\d?):(0|[1-9]\d?)", format, re.ASCII):
         _check_n_of_m(structure, int(match[1]), int(match[2]), function)
         return as_pattern(format)
     raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS)}, got {format!r}")
@@ -515,26 +640,27 @@ def _check_n_of_m(structure: Structure, keep: int, of: int, function: str) -> No
 
 
 def _find_n_of_m(structure: Structure, function: str) -> tuple[int, int]:
-    """The smallest M of which every group keeps as many."""
+    """The smallest M of which every group keeps as many; of a mask without elements the smallest M, and N = 0."""
     rows, cols = structure.shape
     for of in range(2, 33):
-        if cols % of == 0 and structure.nnz * of % max(1, rows * cols) == 0:
-            kept = _kept_of_groups(structure, of)
-            if kept.size and (kept == kept.flat[0]).all():
-                return int(kept.flat[0]), of
+        keep, rest = divmod(structure.nnz * of, max(1, rows * cols))
+        if cols % of == 0 and rest == 0 and (_kept_of_groups(structure, of) == keep).all():
+            return keep, of
     raise ValueError(
         f"{function}: mask must keep N of every M <= 32 consecutive elements for format 'n:m', got another"
     )
 
 
-def _value_dtype(dtype: Any, function: str) -> Any:
+def _value_dtype(dtype: Any, function: str, int8: bool = False) -> Any:
+    """The dtype of values that is meant; with ``int8``, this one too."""
+    names = "float32, float64, float16, bfloat16 or int8" if int8 else "float32, float64, float16 or bfloat16"
     try:
-        known = np.dtype(dtype)
-    except TypeError as error:
-        raise TypeError(f"{function}: dtype must be a float dtype, got {dtype!r}") from error
-    if not is_float(known.newbyteorder("=")):
-        raise TypeError(f"{function}: the values' dtype must be float32, float64, float16 or bfloat16, got {known}")
-    return known.newbyteorder("=")
+        known = np.dtype(dtype).newbyteorder("=")
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise TypeError(f"{function}: dtype must be {names}, got {dtype!r}") from error
+    if not is_float(known) and not (int8 and known == np.int8):
+        raise TypeError(f"{function}: the values' dtype must be {names}, got {known}")
+    return known
 
 
 def _check_shape(shape: Any, function: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,15 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def blas_of_numpy() -> list[tuple[Any, ...]]:
+    """Name, version, kernels and threads of the BLAS that numpy's products run on (of all, if it brings none along)."""
+    folder = Path(np.__file__).parent
+    loaded = [(Path(library["filepath"]), library) for library in _blas().info()]
+    own = [lib for path, lib in loaded if {folder, folder.with_name("numpy.libs")} & set(path.parents)]
+    keys = ("internal_api", "version", "architecture", "num_threads")
+    return sorted(tuple(str(lib.get(key)) for key in keys) for lib in own or [lib for _, lib in loaded])
 
 
 @cache
