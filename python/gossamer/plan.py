@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -20,6 +19,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, as on a file system without
+    fcntl = None  # type: ignore[assignment]
 
 from gossamer import _core
 from gossamer._arrays import compute_dtype
@@ -221,7 +225,7 @@ def _alone(folder: Path, seconds: float) -> Iterator[bool]:
 
 
 def _locked(handle: int, deadline: float) -> bool:
-    while True:
+    while fcntl is not None:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # another has it
@@ -232,6 +236,7 @@ def _locked(handle: int, deadline: float) -> bool:
             return True
         else:
             return True
+    return True
 
 
 def _path(dtype: np.dtype[Any]) -> Path:
