@@ -3,7 +3,9 @@
 namespace gossamer {
 namespace {
 
-constexpr std::int64_t prefetch_ahead = 4096;  // bytes; the hardware's own prefetch stops at page borders
+// Bytes. The hardware's own prefetch stops at page borders; each value is read once, so it need not stay in the cache.
+// 11008x8192 at 50 %: bfloat16 1.85 ms, 2.27 with 4 KiB and no hint for the mask; 7 % slower where all is in the cache.
+constexpr std::int64_t prefetch_ahead = 8192, mask_ahead = 1024;
 
 // Columns that are summed in a run before runs are added: a chain of additions that grows with the row would lose
 // digits.
@@ -48,9 +50,10 @@ void spmv_bitmask(const std::uint8_t* mask, std::int64_t mask_bytes, std::int64_
         for (; col + 64 <= stop && beyond - p >= 64; col += 64) {
           std::uint64_t word;
           __builtin_memcpy(&word, bits + col / 8, 8);
+          if (col % 512 == 0) __builtin_prefetch(bits + col / 8 + mask_ahead);
           const char* ahead = reinterpret_cast<const char*>(p) + prefetch_ahead;
           GOSSAMER_UNROLL for (std::size_t line = 0; line < 32 * sizeof(S); line += 64)
-              __builtin_prefetch(ahead + line);
+              __builtin_prefetch(ahead + line, 0, 0);
           GOSSAMER_UNROLL for (int k = 0; k < 64 / V::lanes; ++k) {
             const auto kept = static_cast<unsigned>(word >> (k * V::lanes)) & ((1u << V::lanes) - 1);
             const std::uint64_t before = word & ((std::uint64_t{1} << (k * V::lanes)) - 1);
