@@ -20,11 +20,6 @@ from typing import Any, NamedTuple, TypeAlias
 import ml_dtypes
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, as on a file system without
-    fcntl = None  # type: ignore[assignment]
-
 from gossamer import _core
 from gossamer._arrays import compute_dtype
 from gossamer.threads import blas_of_numpy
@@ -225,7 +220,11 @@ def _alone(folder: Path, seconds: float) -> Iterator[bool]:
 
 
 def _locked(handle: int, deadline: float) -> bool:
-    while fcntl is not None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: as on a file system without locks
+        return True
+    while True:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # another has it
@@ -236,7 +235,6 @@ def _locked(handle: int, deadline: float) -> bool:
             return True
         else:
             return True
-    return True
 
 
 def _path(dtype: np.dtype[Any]) -> Path:
