@@ -37,18 +37,26 @@ _MODEL = 2  # the version of what costs mean and how they are measured: others' 
 # Of float32, on a 2-core Zen 5 with AVX-512 and OpenBLAS (`python -c "import gossamer.plan as p; print(p.measure())"`).
 # For small matrices, whose calls take microseconds everywhere, and where nothing may be measured: GOSSAMER_CALIBRATE=0.
 BUILT_IN: Costs = {
-    "csr": [(0.0009, 0.234), (0, 0.44), (0, 0.439), (0, 0.427), (0, 0.574), (0.0022, 1.68), (0.0227, 7.05)],
-    "panel": [
-        (0.0097, 0.125),
-        (0.0096, 0.125),
-        (0.0095, 0.126),
-        (0.0081, 0.126),
-        (0.016, 0.174),
-        (0.067, 0.626),
-        (0.26, 2.6),
+    "csr": [
+        (0.0006, 0.24),
+        (0.0026, 0.42),
+        (0.0024, 0.42),
+        (0.0024, 0.42),
+        (0.0034, 0.49),
+        (0.0085, 1.66),
+        (0.014, 6.7),
     ],
-    "bitmask": [(0.0198, 0.005), (0.0265, 0.0067), (0.0377, 0.0078), (0.074, 0.0145)],
-    "dense": [(0.0239, 0), (0.097, 0), (0.114, 0), (0.113, 0), (0.22, 0), (0.6, 0), (2.1, 0)],
+    "panel": [
+        (0.0083, 0.0948),
+        (0.0083, 0.0945),
+        (0.0083, 0.0941),
+        (0.0072, 0.0941),
+        (0.014, 0.151),
+        (0.048, 0.62),
+        (0.23, 2.26),
+    ],
+    "bitmask": [(0.0185, 0.005), (0.025, 0.0067), (0.041, 0.0185), (0.078, 0.0368)],
+    "dense": [(0.0215, 0), (0.092, 0), (0.093, 0), (0.11, 0), (0.175, 0), (0.56, 0), (2.1, 0)],
 }
 
 _SMALL = 1 << 16  # elements of a matrix whose plan is not worth a measurement
