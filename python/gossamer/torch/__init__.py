@@ -11,6 +11,20 @@ except ImportError as error:
         "gossamer.torch: needs PyTorch 2.4 or newer (pip install torch), which cannot be imported"
     ) from error
 
+from gossamer.torch.calibration import collect, compensate_
+from gossamer.torch.interchange import from_sparse_csr, peft_indices, shira_mask_fn, to_sparse_csr
 from gossamer.torch.linear import SparseLinear
+from gossamer.torch.pruning import Sparsified, prune_, sparsify_
 
-__all__ = ["SparseLinear"]
+__all__ = [
+    "SparseLinear",
+    "Sparsified",
+    "collect",
+    "compensate_",
+    "from_sparse_csr",
+    "peft_indices",
+    "prune_",
+    "shira_mask_fn",
+    "sparsify_",
+    "to_sparse_csr",
+]
