@@ -15,10 +15,12 @@ from gossamer.torch.calibration import collect, compensate_
 from gossamer.torch.interchange import from_sparse_csr, peft_indices, shira_mask_fn, to_sparse_csr
 from gossamer.torch.linear import SparseLinear
 from gossamer.torch.pruning import Sparsified, prune_, sparsify_
+from gossamer.torch.training import Sparsifier
 
 __all__ = [
     "SparseLinear",
     "Sparsified",
+    "Sparsifier",
     "collect",
     "compensate_",
     "from_sparse_csr",
