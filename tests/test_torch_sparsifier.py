@@ -4,6 +4,8 @@
 import copy
 import io
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +202,17 @@ def test_errors_name_what_is_missing_and_change_no_mask() -> None:
     sparsifier.step()
     assert sparsifier.sparsity == pytest.approx(0.5, abs=0.01)
     assert "steps=1" in repr(sparsifier)
+
+
+def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parent.parent / "examples" / "pytorch_sparse_training.py"
+    before = torch.get_rng_state()
+    runpy.run_path(str(example), run_name="__main__")
+    torch.set_rng_state(before)
+    found = dict(re.findall(r"^(.+?) +accuracy (\S+)", capsys.readouterr().out, re.MULTILINE))
+    assert list(found) == ["masked dense layers", "sparse layers", "trained on, sparse", "exported"]
+    assert float(found["sparse layers"]) == pytest.approx(float(found["masked dense layers"]), abs=0.005)
+    assert float(found["exported"]) > 0.9
 
 
 # torch.distributed
