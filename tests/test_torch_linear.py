@@ -245,6 +245,21 @@ def test_strided_inputs(view: str) -> None:
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in jvp
+def test_torch_func() -> None:
+    _, layer = _pair(30, 40)
+    x = torch.randn(9, 3, 40, generator=torch.Generator().manual_seed(0))
+    swapped = torch.func.functional_call(layer, {"values": layer.values * 2}, (x,))
+    torch.testing.assert_close(swapped, torch.nn.functional.linear(x, 2 * layer.weight, layer.bias))
+    torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))  # one product after the other
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.jacrev(layer)(x[0, 0])
+    with pytest.raises(NotImplementedError, match=r"^SparseLinear: derivatives must be taken in reverse mode"):
+        torch.func.jvp(layer, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        layer(torch.autograd.forward_ad.make_dual(x, x))
+
+
 def test_threads_share_a_layer() -> None:
     _, layer = _pair(64, 96, "panel")
     x = torch.randn(9, 96)
@@ -379,6 +394,14 @@ def test_a_state_dict_brings_its_pattern() -> None:
         ({"packed_mask": torch.zeros(30, 5)}, "packed must be uint8"),
         ({"packed_mask": torch.zeros(29, 5, dtype=torch.uint8)}, r"packed must have the shape \(30, 5\)"),
         ({"packed_mask": torch.zeros(30, 5, dtype=torch.uint8)}, r"keeps, \(0,\), got \(360,\)"),
+        (
+            {"packed_mask": torch.zeros(30, 5, dtype=torch.uint8, device="meta")},
+            "packed_mask must be a dense tensor that",
+        ),
+        (
+            {"values": torch.zeros(360, 1).to_sparse()},
+            "values must be a dense tensor that holds data, got torch.sparse",
+        ),
         ({"packed_mask": None}, "packed_mask must be a tensor, got NoneType"),
         ({"bias": torch.zeros(7)}, "size mismatch for bias"),
     ],

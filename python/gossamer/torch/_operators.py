@@ -67,7 +67,7 @@ def _matrix(function: str, values: Tensor, mask: Tensor, cols: int, format: str,
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return x if x.ndim == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _linear(x: Tensor, values: Tensor, mask: Tensor, bias: Tensor | None, in_features: int, format: str) -> Tensor:

@@ -20,7 +20,10 @@ PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.C
 
 def view(tensor: Tensor) -> Host:
     """A numpy array on the memory of a dense CPU tensor, of bfloat16 too."""
-    tensor = tensor.detach().resolve_neg()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
     found: Host
     if tensor.dtype == torch.bfloat16:  # numpy does not know it: the same bits as integers
         found = tensor.view(torch.int16).numpy().view(BFLOAT16)
@@ -31,7 +34,9 @@ def view(tensor: Tensor) -> Host:
 
 def changed(*tensors: Tensor) -> None:
     """Tells autograd that the memory of tensors was written to without it."""
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+    for tensor in tensors:
+        if not tensor.is_inference():  # which has no version counter
+            torch.autograd.graph.increment_version(tensor)
 
 
 def layers(
@@ -58,7 +63,8 @@ def layers(
                 seen.add(id(weight))
                 found[name] = layer
     if not found:
-        raise ValueError(f"{function}: module must have a weight that is asked for, got none of {len(kinds)} kinds")
+        what = " or ".join(kind.__name__ for kind in kinds) if len(kinds) < 3 else "Linear or Conv"
+        raise ValueError(f"{function}: module must have a {what} weight that include and exclude leave, got none")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from gossamer.masks import Mask, packed_bits
 from gossamer.sparse import SparseMatrix, Structure, _choose
@@ -24,8 +25,9 @@ class SparseLinear(nn.Module):
     state for nothing else; the pattern is the buffer ``packed_mask`` (the layout of :class:`gossamer.Mask`). Forward
     and backward run gossamer's kernels: ``dx`` by the transpose, the values' gradient only where a weight is kept.
     Nothing is packed again until the values change, and then only they are; CSR and bitmask products read them where
-    they are. (A write through ``.data``, which changes no version counter, is noticed where it changes one of about 64
-    values that are compared at every call. ``torch.no_grad`` and in-place operations are always noticed.)
+    they are. In-place operations are always noticed. A write through ``.data`` changes no version counter; it is
+    noticed where it changes one of about 64 values that are compared at every call (else say
+    ``torch.autograd.graph.increment_version(layer.values)``).
 
     Parameters
     ----------
@@ -129,7 +131,13 @@ class SparseLinear(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., out]`` of x ``[..., in]``. TypeError, ValueError or, for CUDA tensors, RuntimeError."""
+        """``[..., out]`` of x ``[..., in]``.
+
+        Raises TypeError, ValueError; RuntimeError for CUDA tensors; NotImplementedError within forward-mode
+        differentiation (``torch.func.jvp``), where PyTorch would take a custom operator's derivative to be 0.
+        """
+        if getattr(forward_ad, "_current_level", -1) >= 0:
+            raise NotImplementedError("SparseLinear: derivatives must be taken in reverse mode, got forward mode")
         result: Tensor = _operators.linear(x, self.values, self.packed_mask, self.bias, self.in_features, self.format)
         return result
 
@@ -199,6 +207,11 @@ class SparseLinear(nn.Module):
         for name, tensor in (("values", values), ("packed_mask", packed)):
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"SparseLinear: {name} must be a tensor, got {type(tensor).__name__}")
+            if tensor.is_meta or tensor.layout != torch.strided:
+                raise TypeError(
+                    f"SparseLinear: {name} must be a dense tensor that holds data, "
+                    f"got {tensor.layout} on {tensor.device}"
+                )
         if values.dtype not in _operators.FLOATS:
             raise TypeError(f"SparseLinear: values must be float32, float64, float16 or bfloat16, got {values.dtype}")
         mask = Mask((self.out_features, self.in_features), view(packed.cpu()))
