@@ -103,6 +103,14 @@ def test_include_exclude_counts_of_layers_prior_and_a_dry_run() -> None:
     assert gt.prune_(_network(), pattern="2:4", include="3")["3.weight"].sparsity == 0.5
 
 
+def test_autograd_notices_what_was_pruned_under_it() -> None:
+    model = _network()
+    loss = model(torch.rand(4, 3, 6, 6)).sum()
+    gt.prune_(model, sparsity=0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_shared_weights_are_pruned_once() -> None:
     first, second = torch.nn.Linear(20, 20), torch.nn.Linear(20, 20)
     second.weight = first.weight
@@ -212,8 +220,9 @@ def test_sparsify_prunes_and_replaces_in_place() -> None:
     x = torch.randn(7, 512)
     torch.testing.assert_close(model(x), other(x))
     assert calls == [1]
-    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.values", "2.bias", "2.values"]
+    assert [name for name, _ in model.named_parameters()] == ["0.values", "0.bias", "2.values", "2.bias"]
     state = copy.deepcopy(model).state_dict()
+    assert list(state) == ["0.values", "0.bias", "0.packed_mask", "2.values", "2.bias", "2.packed_mask"]
     fresh = torch.nn.Sequential(gt.SparseLinear(512, 512), torch.nn.ReLU(), gt.SparseLinear(512, 10))
     fresh.load_state_dict(state)
     torch.testing.assert_close(fresh(x), model(x))

@@ -44,7 +44,7 @@ def collect(
     Returns
     -------
     ``{name of the weight: Stats}``, which stay usable after the block, when nothing is watched any more. A layer that
-    was not called has no data.
+    was not called has no data. (Run the module itself: one that ``torch.compile`` compiled before calls no new hooks.)
 
     Raises
     ------

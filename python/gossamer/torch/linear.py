@@ -84,10 +84,9 @@ class SparseLinear(nn.Module):
         shape = _size(out_features, "out_features"), _size(in_features, "in_features")
         kept = _mask(np.ones(shape, bool) if mask is None else mask, shape)
         values = torch.empty(kept.nnz, device=device, dtype=dtype)
-        if values.dtype not in _operators.FLOATS:
-            raise TypeError(f"SparseLinear: dtype must be float32, float64, float16 or bfloat16, got {values.dtype}")
-        offsets = torch.empty(out_features, device=device, dtype=dtype) if bias else None
-        self._take(kept, format, values, None if offsets is None else nn.Parameter(offsets))
+        self._take(kept, format, values, None)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         self.reset_parameters()
 
     @classmethod
@@ -116,6 +115,8 @@ class SparseLinear(nn.Module):
 
     def _take(self, mask: Mask, format: str, values: Tensor, bias: nn.Parameter | None) -> None:
         """What a new layer holds; an error leaves it as it was."""
+        if values.dtype not in _operators.FLOATS:
+            raise TypeError(f"SparseLinear: dtype must be float32, float64, float16 or bfloat16, got {values.dtype}")
         _check_format(mask, format)
         self.out_features, self.in_features = mask.shape
         self.format = format
@@ -241,10 +242,11 @@ def convert(linear: nn.Linear, mask: Mask, format: str) -> None:
     sparse = SparseLinear.__new__(SparseLinear)
     nn.Module.__init__(sparse)
     sparse._take_weight(weight, mask, format, bias)  # whatever can fail has failed before the layer changes
-    del linear.weight
+    del linear.weight, linear.bias
     linear.__class__ = SparseLinear
     linear.format = format
-    linear.register_parameter("values", sparse.values)
+    linear.values = sparse.values  # in the order of a new layer, for an optimizer's state dict goes by it
+    linear.register_parameter("bias", bias)
     linear.register_buffer("packed_mask", sparse.packed_mask)
 
 
