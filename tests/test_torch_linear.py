@@ -208,12 +208,18 @@ def test_what_is_packed_goes_with_the_layer() -> None:
 
 def test_layers_made_in_inference_mode() -> None:
     with torch.inference_mode():
-        _, layer = _pair(30, 40, "panel")
+        _, made = _pair(30, 40, "panel")
         x = torch.ones(9, 40)
-        first = layer(x)
-        torch.testing.assert_close(first, torch.nn.functional.linear(x, layer.weight, layer.bias))
-        layer.values.mul_(2)
-        torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+        assert not made.values.is_inference()  # has a version counter all the same
+        for layer in (made, copy.deepcopy(made)):  # the copy has none
+            known = _packs.pattern(layer.packed_mask, 40, "panel")
+            for _ in range(3):
+                torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+                packed = [packs.forward["panel"] for packs in known._packs.values()]
+                layer(x)
+                assert [packs.forward["panel"] for packs in known._packs.values()] == packed  # not packed again
+                layer.values[5] = layer.values[5] + 1  # seen, in inference mode too
+        assert layer.values.is_inference()
 
 
 def test_inputs_of_other_dtypes_and_autocast() -> None:

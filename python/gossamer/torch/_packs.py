@@ -89,10 +89,11 @@ class Pattern:
     def _packs_of(self, values: Tensor, data: Host) -> _Packs:
         storage = values.untyped_storage()
         key = (id(storage), values.storage_offset(), data.dtype)
-        sample = data[:: max(1, data.size // _SAMPLE)].tobytes() + data[-1:].tobytes()
-        state = (_version(values), values.data_ptr(), values.stride(), sample)
+        version = _version(values)
+        step = 1 if version is None else max(1, data.size // _SAMPLE)  # all of them where there is no counter
+        state = (version, values.data_ptr(), data[::step].tobytes(), data[-1:].tobytes())
         packs = self._packs.get(key)
-        if packs is None or packs.storage() is not storage or packs.state != state or state[0] is None:
+        if packs is None or packs.storage() is not storage or packs.state != state:
             forget, which = weakref.ref(self), key
 
             def gone(_: Any) -> None:

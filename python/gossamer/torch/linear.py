@@ -120,9 +120,10 @@ class SparseLinear(nn.Module):
         _check_format(mask, format)
         self.out_features, self.in_features = mask.shape
         self.format = format
-        self.values = nn.Parameter(values)
-        self.register_parameter("bias", bias)
-        self.register_buffer("packed_mask", torch.from_numpy(mask.packed.copy()).to(values.device))
+        with torch.inference_mode(False):  # tensors made in inference mode have no version counter
+            self.values = nn.Parameter(values.clone() if values.is_inference() else values)
+            self.register_parameter("bias", bias)
+            self.register_buffer("packed_mask", torch.from_numpy(mask.packed.copy()).to(values.device))
 
     def reset_parameters(self) -> None:
         """Values and bias as ``torch.nn.Linear`` of the same size draws them."""
