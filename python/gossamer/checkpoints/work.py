@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hidden folder beside the output in which a job's files grow; finished ones outlive a kill.
+
+The output appears at once when all is done: a file by one rename, a folder by one rename or, where there is one
+already, by an exchange of the two. So a kill leaves the old output or the new one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gossamer.files import replace_file
+from gossamer.headers import read_json
+
+_STATE, _LOCK, _FILES = "job.json", "lock", "files"
+_EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
+_HERE = -100  # AT_FDCWD
+
+
+class Work:
+    """The working folder of one job. ``state`` is what a job remembers, as plain JSON; ``save`` writes it down."""
+
+    def __init__(self, target: Path, folder: Path, job: str) -> None:
+        self._target, self._folder, self._job = target, folder, job
+        self.files = folder / _FILES
+        self.state: dict[str, Any] = self._old_state()
+        if not self.state:
+            for path in folder.iterdir():
+                if path.name != _LOCK:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            self.state = {"job": job}
+            self.files.mkdir()
+            self.save()
+
+    def _old_state(self) -> dict[str, Any]:
+        """What an interrupted run of the very same job has left; nothing otherwise."""
+        try:
+            _, state = read_json(self._folder / _STATE, "work", "a job")
+        except (OSError, ValueError):
+            return {}
+        return state if state.get("job") == self._job and self.files.is_dir() else {}
+
+    def save(self) -> None:
+        replace_file(self._folder / _STATE, json.dumps(self.state).encode())
+
+    def has(self, name: str) -> bool:
+        """Whether an earlier run has finished this file."""
+        return (self.files / name).is_file()
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """Where to write a file, which counts as finished once the block ends; ``save`` comes after it."""
+        partial = self._folder / "partial"
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        (self.files / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, self.files / name)
+
+    def publish_file(self, name: str) -> None:
+        """The only file becomes the target."""
+        os.replace(self.files / name, self._target)
+        _sync(self._target.parent)
+
+    def publish_folder(self, index: str) -> None:
+        """The folder becomes the target. Of what the target holds already, all but the old checkpoint stays in it."""
+        _sync(self.files)
+        if not self._target.exists():
+            os.rename(self.files, self._target)
+        elif not (self._target / index).is_file():  # no checkpoint to replace: one comes to be with its index
+            for path in sorted(self.files.iterdir(), key=lambda path: (path.name == index, path.name)):
+                os.replace(path, self._target / path.name)
+        else:
+            replaced = _checkpoint_files(self._target / index)
+            later = []
+            for path in sorted(self._target.iterdir()):
+                if path.name in replaced or os.path.lexists(self.files / path.name):
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    later.append(path.name)  # a folder has no second name
+                else:
+                    os.link(path, self.files / path.name, follow_symlinks=False)
+            os.chmod(self.files, self._target.stat().st_mode & 0o7777)
+            _exchange(self.files, self._target)
+            for name in later:
+                os.rename(self.files / name, self._target / name)
+        _sync(self._target.parent)
+
+    def forget(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def working(target: Path, job: dict[str, Any], function: str) -> Iterator[Work]:
+    """The working folder for an output; gone after success and after an error, kept after a kill or an interrupt."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target.parent))
+    folder = target.with_name(f".{target.name}.gossamer")
+    lock = _locked(folder, function)
+    try:
+        work = Work(target, folder, hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
+        try:
+            yield work
+        except Exception:
+            work.forget()
+            raise
+        work.forget()
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path, function: str) -> int:
+    """The folder, made if need be, with a lock that ends with this process."""
+    while True:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ValueError(f"{function}: {folder} must be free for the work, got something that is no folder")
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # another process has just finished and removed the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(folder / _LOCK) and os.path.samestat(os.stat(folder / _LOCK), os.fstat(lock)):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise RuntimeError(
+                f"{function}: another process is writing this output (its work is in {folder})"
+            ) from None
+        os.close(lock)
+
+
+def _checkpoint_files(index: Path) -> set[str]:
+    """The names in an index that is about to be replaced; whatever is wrong with it, only its own."""
+    try:
+        places = read_json(index, "work", "an index")[1].get("weight_map")
+    except (OSError, ValueError):
+        places = None
+    return {index.name, *(str(name) for name in (places if isinstance(places, dict) else {}).values())}
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Two folders change names, both or neither."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), os.fspath(other))
+    # A file system without exchange: for a moment there is no output, but never half of one.
+    aside = one.with_name("old")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
