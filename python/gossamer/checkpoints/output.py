@@ -149,3 +149,10 @@ def index_of(checkpoint: Checkpoint, folder: Path) -> bytes:
     fields["metadata"] = {**(about if isinstance(about, dict) else {}), "total_size": size}
     fields["weight_map"] = {name: shard for shard, header in headers.items() for name in sorted(header.entries)}
     return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def fingerprint(checkpoint: Checkpoint) -> list[list[str | int]]:
+    """Which files, in which state: another run of the same job may go on with what this one has written."""
+    files = [] if checkpoint.index is None else [checkpoint.path]
+    files += [header.path for header in checkpoint.shards.values()]
+    return [[os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -15,7 +15,7 @@ from typing import Any
 from gossamer import _core
 from gossamer._arrays import matrix_shape, require_number
 from gossamer.checkpoints import bitmask
-from gossamer.checkpoints.output import Sink, is_same, make_sink, publish, target_of
+from gossamer.checkpoints.output import Sink, fingerprint, is_same, make_sink, publish, target_of
 from gossamer.checkpoints.reading import Reader
 from gossamer.checkpoints.selecting import Each, Group, Together
 from gossamer.checkpoints.source import Checkpoint, open_checkpoint
@@ -197,7 +197,7 @@ def prune(
     target = target_of(checkpoint, out, "prune")
     if is_same(checkpoint, target) and not force:
         raise ValueError(f"prune: out must differ from the source (or say force), got {os.fspath(out)}")
-    job = {"version": _core.info()["version"], "options": asdict(options), "source": _fingerprint(checkpoint)}
+    job = {"version": _core.info()["version"], "options": asdict(options), "source": fingerprint(checkpoint)}
     with working(target, job, "prune") as work, Reader("prune", progress) as reader:
         run = _Run(checkpoint, taken, options, work, reader)
         run.count()
@@ -304,9 +304,3 @@ def _check_divides(entry: Entry, options: Options) -> None:
         raise ValueError(
             f"prune: pattern {options.pattern!r} must divide the last axis, got {cols} columns of {entry.name!r}"
         )
-
-
-def _fingerprint(checkpoint: Checkpoint) -> list[Any]:
-    files = [] if checkpoint.index is None else [checkpoint.path]
-    files += [header.path for header in checkpoint.shards.values()]
-    return [[os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

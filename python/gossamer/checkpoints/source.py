@@ -79,3 +79,11 @@ def _inside(folder: Path, shard: str, index: Path, function: str) -> Path:
     if not real.is_relative_to(folder):
         raise ValueError(f"{function}: {index} must name files inside of its folder, got {shard!r}, a link to {real}")
     return real
+
+
+def headers(source: str | os.PathLike[str]) -> dict[str, Entry]:
+    """Names, dtypes and shapes of all tensors as they are stored, without reading one.
+
+    Raises ValueError where a file breaks a rule of its format, OSError where it cannot be read.
+    """
+    return {entry.name: entry for _, entry in open_checkpoint(source, "headers").tensors}
