@@ -8,7 +8,7 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,7 @@ def _pack_file(work: Work, reader: Reader, shard: str, header: Header, packed: d
             tensors += bitmask.layout(*described, kept[entry.name]) if entry.name in kept else [described]
         names = [*kept, *packed]
         fresh = ordered_header(header, tensors, bitmask.metadata_with(header.metadata, names), "convert")
-    with _sink(work, shard, fresh, PackedSink) as sink:
+    with _sink(work, shard, fresh, [header.entries[name] for name in kept]) as sink:
         for entry in header.entries.values():
             if entry.name not in kept:
                 _copy(reader, sink, header, entry)
@@ -194,9 +194,10 @@ def _described(entry: Entry) -> tuple[str, str, tuple[int, ...]]:
 
 
 @contextmanager
-def _sink(work: Work, shard: str, header: Header, kind: type[Sink] = Sink) -> Iterator[Sink]:
+def _sink(work: Work, shard: str, header: Header, packed: Iterable[Entry] | None = None) -> Iterator[Sink]:
+    """A dense file, or one in which some tensors are packed."""
     with work.file(shard) as path, path.open("wb", buffering=0) as file:
-        yield kind(file, header)
+        yield Sink(file, header) if packed is None else PackedSink(file, header, packed)
 
 
 def _copy(reader: Reader, sink: Sink, header: Header, entry: Entry) -> None:
@@ -286,9 +287,10 @@ def _from_npz(path: Path, out: Path, storage: str, tensor: str | None) -> Done:
     before = sum(file.stat().st_size for file in files)
     job = {"convert": storage, "source": [[os.path.realpath(file), file.stat().st_mtime_ns] for file in files]}
     with working(target, job, "convert") as work:
-        with _sink(work, "tensors", header, Sink if storage == "dense" else PackedSink) as sink:
-            for name, (w, mask) in matrices.items():
-                sink.write(Entry(name, NAMES[w.dtype], w.shape, 0, w.nbytes), 0, w, mask)
+        entries = [Entry(name, NAMES[w.dtype], w.shape, 0, w.nbytes) for name, (w, _) in matrices.items()]
+        with _sink(work, "tensors", header, None if storage == "dense" else entries) as sink:
+            for entry, (w, mask) in zip(entries, matrices.values(), strict=True):
+                sink.write(entry, 0, w, mask)
         work.publish_file("tensors")
     return target, storage, tuple(names), before, header.file_size
 

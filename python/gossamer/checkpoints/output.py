@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -52,14 +52,17 @@ class Sink:
 class PackedSink(Sink):
     """Pruned tensors become four, see :mod:`gossamer.checkpoints.bitmask`."""
 
-    _values = 0  # of the tensor whose rows are coming
+    def __init__(self, file: BinaryIO, header: Header, packed: Iterable[Entry]) -> None:
+        super().__init__(file, header)
+        self._values = 0  # of the tensor whose rows are coming, so far
+        for entry in packed:
+            self._put(f"{bitmask.prefix(entry.name)}.shape", np.array(entry.shape, np.int64))
 
     def write(self, entry: Entry, row: int, w: Host, mask: Mask) -> None:
         _, values, bits, offsets = bitmask.pack(w, mask)
         start = bitmask.prefix(entry.name)
         if row == 0:
             self._values = 0
-            self._put(f"{start}.shape", np.array(entry.shape, np.int64))
         self._put(f"{start}.compressed", values)
         self._put(f"{start}.bitmask", bits)
         self._put(f"{start}.row_offsets", offsets + self._values)
@@ -73,7 +76,8 @@ def make_sink(path: Path, header: Header, kept: Mapping[str, int], storage: str)
         if storage == "dense":
             yield Sink(file, header)
         else:
-            yield PackedSink(file, packed_header(header, kept, "prune"))
+            packed = [entry for entry in header.entries.values() if entry.name in kept]
+            yield PackedSink(file, packed_header(header, kept, "prune"), packed)
 
 
 def packed_header(header: Header, kept: Mapping[str, int], function: str) -> Header:

@@ -147,10 +147,11 @@ class Together:
         while not search.found:
             reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
             for tensor in tensors:
-                for _, _, method, scores, first, free in self._parts(reader, *tensor):
-                    if free is not None:
-                        method, scores, first = "", self._scores(method, scores, first)[free], 0
-                    search.add(method, scores, self._seed, first)
+                for _, w, method, scores, first, free in self._parts(reader, *tensor):
+                    with _naming(tensor[0], tensor[1], w):
+                        if free is not None:
+                            method, scores, first = "", self._scores(method, scores, first)[free], 0
+                        search.add(method, scores, self._seed, first)
             search.end()
         self._score, self._ties = search.score, search.ties
         if counts:
@@ -169,12 +170,12 @@ class Together:
         _, _, height, width = unit_grid(entry.shape, self._options.pattern)
         for row, w, method, scores, first, free in self._parts(reader, header, entry, start):
             whole = scores.shape
-            if free is not None:
-                method, scores, first = "", self._scores(method, scores, first)[free], 0
-            bits = Mask._blank(scores.shape, "prune")
-            nnz, used = _core.keep_above(
-                "prune", method, scores, None, self._seed, first, self._score, self._ties - self._used, bits
-            )
+            with _naming(header, entry, w):
+                if free is not None:
+                    method, scores, first = "", self._scores(method, scores, first)[free], 0
+                bits = Mask._blank(scores.shape, "prune")
+                left = self._ties - self._used
+                nnz, used = _core.keep_above("prune", method, scores, None, self._seed, first, self._score, left, bits)
             self._used += used
             mask = Mask._own(scores.shape, bits, nnz)
             if free is not None:
@@ -201,23 +202,28 @@ class Together:
             w = reader.tensor(header, entry)
             known = np.empty(matrix_shape(entry.shape), compute_dtype(w.dtype))
             _core.score(options.method, [w], [None], self._seed, [known.reshape(entry.shape)])
+            self._check(header, entry, w, known)
         for row, strip in reader.strips(header, entry, height):
             method, scores = (options.method, strip) if known is None else ("", known[row : row + len(strip)])
             first = start + row * cols
-            with _naming(header, entry, strip):
-                if method == "random":
-                    refuse_nan(header, entry, strip)
-                if options.pattern != "element":
-                    units = np.empty((len(strip) // height, cols // width), np.float64)
-                    _core.unit_scores("prune", method, scores, self._seed, first, options.pattern, units)
-                    if np.isnan(units).any():
-                        raise ValueError(f"prune: {header.path} must have scores, got NaN for {entry.name!r}")
-                    method, scores, first = "", units, 0
-                free = None
-                if floor is not None:
-                    bits = np.unpackbits(floor.packed[row : row + len(strip)], axis=1, count=cols, bitorder="little")
-                    free = bits[::height, ::width] == 0
-                yield row, strip, method, scores, first, free
+            if method == "random":  # its scores do not tell
+                refuse_nan(header, entry, strip)
+            if options.pattern != "element":
+                units = np.empty((len(strip) // height, cols // width), np.float64)
+                _core.unit_scores("prune", method, scores, self._seed, first, options.pattern, units)
+                self._check(header, entry, strip, units)
+                method, scores, first = "", units, 0
+            free = None
+            if floor is not None:
+                bits = np.unpackbits(floor.packed[row : row + len(strip)], axis=1, count=cols, bitorder="little")
+                free = bits[::height, ::width] == 0
+            yield row, strip, method, scores, first, free
+
+    @staticmethod
+    def _check(header: Header, entry: Entry, w: Host, scores: Host) -> None:
+        if np.isnan(scores).any():
+            refuse_nan(header, entry, w)
+            raise ValueError(f"prune: {header.path} must have scores that are numbers, got NaN for {entry.name!r}")
 
     def _scores(self, method: str, weights: Host, start: int) -> Host:
         scores = np.empty(weights.shape, compute_dtype(weights.dtype))
