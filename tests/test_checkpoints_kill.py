@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import gossamer as gs
 from checkpoint_files import INDEX, everything, load_all, write_sharded
-from gossamer.checkpoints import output, work
+from gossamer.checkpoints import work
 
 KILLS = 20
 
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_the_old_output(tmp_path: Path, sharded: bool, monkey
     def full(*_: object) -> int:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(output.os, "pwrite", full)
+    monkeypatch.setattr(work.os, "pwrite", full)
     with pytest.raises(OSError, match="No space"):
         gs.checkpoints.prune(source, out, sparsity=0.5)
     monkeypatch.undo()

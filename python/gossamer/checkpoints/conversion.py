@@ -136,6 +136,7 @@ def _between(path: Path, out: Path, storage: str | None, progress: Progress | No
         for shard, header in checkpoint.shards.items():
             write = _unpack_file if storage == "dense" else _pack_file
             names += write(work, reader, shard, header, packed[shard])
+        work.settle()
         after = sum((work.files / shard).stat().st_size for shard in checkpoint.shards)
         publish(checkpoint, work)
     return target, storage, tuple(names), checkpoint.nbytes, after
@@ -196,7 +197,7 @@ def _described(entry: Entry) -> tuple[str, str, tuple[int, ...]]:
 @contextmanager
 def _sink(work: Work, shard: str, header: Header, packed: Iterable[Entry] | None = None) -> Iterator[Sink]:
     """A dense file, or one in which some tensors are packed."""
-    with work.file(shard) as path, path.open("wb", buffering=0) as file:
+    with work.file(shard) as file:
         yield Sink(file, header) if packed is None else PackedSink(file, header, packed)
 
 
@@ -291,6 +292,7 @@ def _from_npz(path: Path, out: Path, storage: str, tensor: str | None) -> Done:
         with _sink(work, "tensors", header, None if storage == "dense" else entries) as sink:
             for entry, (w, mask) in zip(entries, matrices.values(), strict=True):
                 sink.write(entry, 0, w, mask)
+        work.settle()
         work.publish_file("tensors")
     return target, storage, tuple(names), before, header.file_size
 

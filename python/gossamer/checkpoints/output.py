@@ -6,17 +6,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from gossamer._arrays import Host
 from gossamer.checkpoints import bitmask
 from gossamer.checkpoints.source import Checkpoint
-from gossamer.checkpoints.work import Work
+from gossamer.checkpoints.work import GrowingFile, Work
 from gossamer.headers import BITS, METADATA, Entry, Header, make_header, read_header
 from gossamer.masks import Mask
 
@@ -24,10 +22,10 @@ from gossamer.masks import Mask
 class Sink:
     """One file under construction: its header is there, the tensors come in any order, their pieces in theirs."""
 
-    def __init__(self, file: BinaryIO, header: Header) -> None:
-        self._file, self._header = file, header
+    def __init__(self, file: GrowingFile, header: Header) -> None:
+        self._file = file
         self._next = {name: header.data + entry.start for name, entry in header.entries.items()}
-        self._append(0, header.raw)
+        file.write(0, header.raw)
 
     def copy(self, entry: Entry, data: Host) -> None:
         """Bytes of a tensor that stays as it is."""
@@ -38,21 +36,15 @@ class Sink:
         self._put(entry.name, w)
 
     def _put(self, name: str, data: Host) -> None:
-        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-        self._append(self._next[name], raw)
+        raw: memoryview = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        self._file.write(self._next[name], raw)
         self._next[name] += len(raw)
-
-    def _append(self, position: int, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self._file.fileno(), view[: 1 << 30], position)
-            view, position = view[count:], position + count
 
 
 class PackedSink(Sink):
     """Pruned tensors become four, see :mod:`gossamer.checkpoints.bitmask`."""
 
-    def __init__(self, file: BinaryIO, header: Header, packed: Iterable[Entry]) -> None:
+    def __init__(self, file: GrowingFile, header: Header, packed: Iterable[Entry]) -> None:
         super().__init__(file, header)
         self._values = 0  # of the tensor whose rows are coming, so far
         for entry in packed:
@@ -69,15 +61,12 @@ class PackedSink(Sink):
         self._values += values.size
 
 
-@contextmanager
-def make_sink(path: Path, header: Header, kept: Mapping[str, int], storage: str) -> Iterator[Sink]:
-    """A new file for what is in ``header``; ``kept`` counts the weights of the tensors that will be pruned."""
-    with path.open("wb", buffering=0) as file:
-        if storage == "dense":
-            yield Sink(file, header)
-        else:
-            packed = [entry for entry in header.entries.values() if entry.name in kept]
-            yield PackedSink(file, packed_header(header, kept, "prune"), packed)
+def make_sink(file: GrowingFile, header: Header, kept: Mapping[str, int], storage: str) -> Sink:
+    """For a file with what is in ``header``; ``kept`` counts the weights of the tensors that will be pruned."""
+    if storage == "dense":
+        return Sink(file, header)
+    packed = [entry for entry in header.entries.values() if entry.name in kept]
+    return PackedSink(file, packed_header(header, kept, "prune"), packed)
 
 
 def packed_header(header: Header, kept: Mapping[str, int], function: str) -> Header:
@@ -133,11 +122,13 @@ def is_same(checkpoint: Checkpoint, target: Path) -> bool:
 
 def publish(checkpoint: Checkpoint, work: Work) -> None:
     """All files are finished: the index beside them, and out with it."""
+    work.settle()
     if checkpoint.index is None:
         work.publish_file(checkpoint.path.name)
         return
-    with work.file(checkpoint.path.name) as path:
-        path.write_bytes(index_of(checkpoint, work.files))
+    with work.file(checkpoint.path.name) as file:
+        file.write(0, index_of(checkpoint, work.files))
+    work.settle()
     work.publish_folder(checkpoint.path.name)
 
 

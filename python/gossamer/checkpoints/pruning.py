@@ -202,11 +202,11 @@ def prune(
         run = _Run(checkpoint, taken, options, work, reader)
         run.count()
         resumed = run.write()
+        work.settle()
         after = sum((work.files / name).stat().st_size for name in checkpoint.shards)
         publish(checkpoint, work)
-        kept = work.state["kept"]
     tensors = tuple(
-        PrunedTensor(e.name, e.shape, e.dtype, kept[e.name]) for _, e in checkpoint.tensors if e.name in taken
+        PrunedTensor(e.name, e.shape, e.dtype, run.kept[e.name]) for _, e in checkpoint.tensors if e.name in taken
     )
     untouched = len(checkpoint.tensors) - len(tensors)
     return Pruned(target, tensors, untouched, checkpoint.nbytes, after, resumed, time.perf_counter() - begin)
@@ -220,6 +220,7 @@ class _Run:
     ) -> None:
         self._checkpoint, self._taken, self._options = checkpoint, taken, options
         self._work, self._reader = work, reader
+        self.kept: dict[str, int] = {}  # weights, by tensor
         together = options.group == "global" and options.windows is None
         self._group: Group = Together(options) if together else Each(options)
 
@@ -236,7 +237,6 @@ class _Run:
                 if entry.name in self._taken
             ]
             state["group"] = self._group.prepare(self._reader, tensors, self._options.storage == "bitmask")
-            state["kept"] = {}
             self._work.save()
         self._group.restore(state["group"])
 
@@ -245,19 +245,19 @@ class _Run:
         resumed = 0
         self._reader.phase("prune", sum(header.file_size for header in self._checkpoint.shards.values()))
         for shard, header in self._checkpoint.shards.items():
-            state = self._work.state
-            if self._work.has(shard) and shard in state.get("finished", {}):
-                self._group.restore(state["finished"][shard])
+            known = self._work.finished(shard)
+            if known is not None:
+                self._group.restore(known["group"])
+                self.kept |= known["kept"]
                 self._reader.advance(header.file_size, shard)
                 resumed += 1
                 continue
-            kept: dict[str, int] = {}
+            remember: dict[str, Any] = {"kept": {}}
             counts = {entry.name: self._group.kept(entry) for entry in self._tensors(shard)}
-            with self._work.file(shard) as path, make_sink(path, header, counts, self._options.storage) as sink:
-                self._write(shard, sink, kept)
-            state["kept"] |= kept
-            state.setdefault("finished", {})[shard] = self._group.state()
-            self._work.save()
+            with self._work.file(shard, remember) as file:
+                self._write(shard, make_sink(file, header, counts, self._options.storage), remember["kept"])
+                remember["group"] = self._group.state()
+            self.kept |= remember["kept"]
         return resumed
 
     def _write(self, shard: str, sink: Sink, kept: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,41 @@ from gossamer.files import replace_file
 from gossamer.headers import read_json
 
 _STATE, _LOCK, _FILES = "job.json", "lock", "files"
+_PUSH = 64 << 20  # bytes that may wait in memory before they are sent to the disk
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD
+
+
+class GrowingFile:
+    """A new file, written at any places, that goes to the disk while more of it is written."""
+
+    def __init__(self, path: Path, background: ThreadPoolExecutor) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._background = background
+        self._pushing: Future[None] | None = None
+        self._waiting = 0
+
+    def write(self, position: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self._waiting += len(view)
+        while view:
+            count = os.pwrite(self._file.fileno(), view[: 1 << 30], position)
+            view, position = view[count:], position + count
+        if self._waiting >= _PUSH and (self._pushing is None or self._pushing.done()):
+            self._waiting = 0
+            self._settle()
+            self._pushing = self._background.submit(os.fdatasync, self._file.fileno())
+
+    def close(self) -> None:
+        try:
+            self._settle()
+        finally:
+            self._file.close()
+
+    def _settle(self) -> None:
+        if self._pushing is not None:
+            pushing, self._pushing = self._pushing, None
+            pushing.result()
 
 
 class Work:
@@ -33,12 +67,14 @@ class Work:
     def __init__(self, target: Path, folder: Path, job: str) -> None:
         self._target, self._folder, self._job = target, folder, job
         self.files = folder / _FILES
+        self._finishing: list[Future[None]] = []
+        self._background = ThreadPoolExecutor(2, "gossamer-sync")
         self.state: dict[str, Any] = self._old_state()
         if not self.state:
             for path in folder.iterdir():
                 if path.name != _LOCK:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            self.state = {"job": job}
+            self.state = {"job": job, "finished": {}}
             self.files.mkdir()
             self.save()
 
@@ -53,19 +89,43 @@ class Work:
     def save(self) -> None:
         replace_file(self._folder / _STATE, json.dumps(self.state).encode())
 
-    def has(self, name: str) -> bool:
-        """Whether an earlier run has finished this file."""
-        return (self.files / name).is_file()
+    def finished(self, name: str) -> Any:
+        """What was to be remembered of a file that an earlier run has finished; None if it has not."""
+        return self.state["finished"].get(name) if (self.files / name).is_file() else None
 
     @contextmanager
-    def file(self, name: str) -> Iterator[Path]:
-        """Where to write a file, which counts as finished once the block ends; ``save`` comes after it."""
-        partial = self._folder / "partial"
-        yield partial
+    def file(self, name: str, remember: dict[str, Any] | None = None) -> Iterator[GrowingFile]:
+        """A file to write. After the block it is brought to the disk in the background, and then counts as finished.
+
+        From then on only the background touches ``state``, until ``settle``.
+        """
+        partial = self._folder / f"partial{len(self._finishing)}"
+        file = GrowingFile(partial, self._background)
+        try:
+            yield file
+        finally:
+            file.close()
+        before = self._finishing[-1:]
+        self._finishing.append(self._background.submit(self._finish, partial, name, remember or {}, before))
+
+    def _finish(self, partial: Path, name: str, remember: dict[str, Any], before: list[Future[None]]) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        for one in before:  # in order, and one at a time; it was submitted first, so that it is not waited for in vain
+            one.result()
         (self.files / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, self.files / name)
+        self.state["finished"][name] = remember
+        self.save()
+
+    def settle(self) -> None:
+        """Waits until all files are finished. OSError where one cannot be."""
+        for one in self._finishing:
+            one.result()
+
+    def stop(self) -> None:
+        """Waits for the background, whatever became of it."""
+        self._background.shutdown(wait=True)
 
     def publish_file(self, name: str) -> None:
         """The only file becomes the target."""
@@ -112,8 +172,13 @@ def working(target: Path, job: dict[str, Any], function: str) -> Iterator[Work]:
         try:
             yield work
         except Exception:
+            work.stop()
             work.forget()
             raise
+        except BaseException:
+            work.stop()
+            raise
+        work.stop()
         work.forget()
     finally:
         os.close(lock)
