@@ -301,10 +301,12 @@ def _load_npz(path: Path) -> tuple[Any, Mask]:
     """One matrix of scipy's format; what is pickled in it is not looked at."""
     import scipy.sparse
 
-    with open_file(path):  # an OSError that names the file
-        pass
     try:
-        matrix = SparseMatrix.from_scipy(scipy.sparse.load_npz(path))
+        with open_file(path) as file:  # numpy would leave its own open
+            found = scipy.sparse.load_npz(file)
+        if hasattr(found, "check_format"):
+            found.check_format(full_check=True)  # scipy's conversions trust indices, and write wherever they say
+        matrix = SparseMatrix.from_scipy(found)
     except _NPZ_ERRORS as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"convert: {path} must be a float matrix by scipy.sparse.save_npz, got {what[:200]}") from None
