@@ -57,6 +57,24 @@ def test_dense_to_bitmask_and_back(tmp_path: Path) -> None:
     assert (tmp_path / "e.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "name", ["w", "w.weight", ".weight", "w.weight.weight", "w.shape", "compressed", "a.compressed"]
+)
+def test_names(tmp_path: Path, name: str) -> None:
+    before = {name: np.eye(64, dtype=np.float32), "other.weight": np.eye(64, dtype=np.float32)}
+    save_file(before, tmp_path / "a.safetensors")
+    assert set(gs.checkpoints.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors").tensors) == set(before)
+    gs.checkpoints.convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    same(before, load_file(tmp_path / "c.safetensors"))
+
+
+def test_whole_names_are_read_too(tmp_path: Path) -> None:
+    w = np.eye(5, 9, dtype=np.float32)
+    save_file(compressed_tensors_layout(w, "fc.weight"), tmp_path / "a.safetensors")
+    gs.checkpoints.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    same({"fc.weight": w}, load_file(tmp_path / "b.safetensors"))
+
+
 def test_shards(tmp_path: Path) -> None:
     items = list(sparse_tensors().items())
     index = write_sharded(tmp_path / "a", [dict(items[:4]), dict(items[4:])])

@@ -4,7 +4,7 @@
 ``NAME.shape`` int64, ``NAME.compressed`` the kept values in row-major order, ``NAME.bitmask`` uint8
 ``[rows, ceil(cols / 8)]`` (little-endian, as in :class:`gossamer.Mask`), ``NAME.row_offsets`` int64 ``[rows]``, where
 in the values each row starts. compressed-tensors leaves ``.weight`` out of NAME, and so does this; for tensors with
-another name the file's metadata has an entry with the names.
+another name the file's metadata has an entry with the names. Where NAME does end in ``.weight``, it is the tensor's.
 
 Differences where compressed-tensors has no answer of its own: more than two axes are the matrix [shape[0], rest] (the
 layout with the last axis as columns is read too), and -0 counts as kept, so that nothing is lost.
@@ -25,7 +25,7 @@ from gossamer.headers import DTYPES, Entry, Header, read_array
 from gossamer.masks import Mask
 
 PARTS = ("shape", "compressed", "bitmask", "row_offsets")
-_KEY = "gossamer.bitmask"  # of the metadata: names, as a JSON list, of packed tensors that do not end in .weight
+_KEY = "gossamer.bitmask"  # of the metadata: a JSON list of the packed tensors that have other names
 _WEIGHT = ".weight"
 
 
@@ -44,6 +44,11 @@ def prefix(name: str) -> str:
     return name.removesuffix(_WEIGHT) or name
 
 
+def _usual(start: str) -> str:
+    """The name of a tensor whose parts begin so."""
+    return start if start.endswith(_WEIGHT) else start + _WEIGHT
+
+
 def layout(name: str, dtype: str, shape: tuple[int, ...], nnz: int) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of the four."""
     rows, cols = matrix_shape(shape)
@@ -58,7 +63,7 @@ def layout(name: str, dtype: str, shape: tuple[int, ...], nnz: int) -> list[tupl
 
 def metadata_with(metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """The metadata of a file in which these are packed."""
-    others = [name for name in names if not name.endswith(_WEIGHT) or name == _WEIGHT]
+    others = [name for name in names if _usual(prefix(name)) != name]
     return {**metadata, **({_KEY: json.dumps(others)} if others else {})}
 
 
@@ -99,24 +104,25 @@ def find_packed(header: Header, function: str) -> dict[str, Packed]:
         start, _, end = name.rpartition(".")
         if end != "compressed" or not all(f"{start}.{part}" in header.entries for part in PARTS):
             continue
-        full = start if start in named else start + _WEIGHT
+        full = named.get(start, _usual(start))
         found[full] = _fitting(header, full, start, function)
         if full in header.entries:
             raise _refused(header, full, "a dense tensor of that name too", function)
-    missing = [name for name in named if name not in found]
+    missing = [name for name in named.values() if name not in found]
     if missing:
         raise _refused(header, missing[0], "less than its four parts", function)
     return found
 
 
-def _names(header: Header, function: str) -> list[str]:
+def _names(header: Header, function: str) -> dict[str, str]:
+    """Tensors that are not called as usual, by what their parts begin with."""
     try:
         names = json.loads(header.metadata.get(_KEY, "[]"))
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{function}: {header.path} must have a list of names as {_KEY}, got something else")
-    return names
+    return {prefix(name): name for name in names}
 
 
 def _fitting(header: Header, name: str, start: str, function: str) -> Packed:

@@ -51,6 +51,7 @@ class PackedSink(Sink):
             self._put(f"{bitmask.prefix(entry.name)}.shape", np.array(entry.shape, np.int64))
 
     def write(self, entry: Entry, row: int, w: Host, mask: Mask) -> None:
+        self._file.settle()  # so that the values of one tensor are held, not of two
         _, values, bits, offsets = bitmask.pack(w, mask)
         start = bitmask.prefix(entry.name)
         if row == 0:

@@ -17,12 +17,23 @@ BLOCK = 4 << 20  # bytes: a block stays in the cache while it is read, masked an
 
 
 class Reader:
-    """Reads tensors of checkpoints. What it gives is valid until the next call of the same method."""
+    """Reads tensors of checkpoints.
 
-    def __init__(self, function: str, progress: Callable[[str, float | None, str], None] | None = None) -> None:
-        self._function, self._progress = function, progress
+    Whole tensors and pieces lie in two places each, that take turns: what it gives is valid until the second next of
+    its kind, so that one can be written while the next is read. With ``ahead`` False there is one place for whole
+    tensors.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        progress: Callable[[str, float | None, str], None] | None = None,
+        *,
+        ahead: bool = True,
+    ) -> None:
+        self._function, self._progress, self._ahead = function, progress, ahead
         self._open: tuple[Path, BinaryIO] | None = None
-        self._whole, self._part = (np.empty(0, np.uint8) for _ in range(2))
+        self._whole, self._part = ([np.empty(0, np.uint8) for _ in range(2)] for _ in range(2))
         self._phase, self._done, self._total = "", 0, 0
 
     def __enter__(self) -> Reader:
@@ -43,10 +54,9 @@ class Reader:
 
     def tensor(self, header: Header, entry: Entry) -> Host:
         """A whole tensor."""
-        if self._whole.size < entry.nbytes:
-            self._whole = np.empty(0, np.uint8)  # the old one goes first
-            self._whole = np.empty(entry.nbytes, np.uint8)
-        w = self._whole[: entry.nbytes]
+        if self._ahead:
+            self._whole.reverse()
+        w = _room(self._whole, entry.nbytes)
         view = w.view(DTYPES[entry.dtype]).reshape(entry.shape)
         for i in range(0, w.size, 8 * BLOCK):
             self._read(header, entry, i, w[i : i + 8 * BLOCK])
@@ -58,14 +68,16 @@ class Reader:
         step = max(BLOCK // max(cols * dtype.itemsize * multiple, 1), 1) * multiple
         for row in range(0, rows, step):
             count = min(step, rows - row)
-            data = self._room(count * cols * dtype.itemsize)
+            self._part.reverse()
+            data = _room(self._part, count * cols * dtype.itemsize)
             self._read(header, entry, row * cols * dtype.itemsize, data)
             yield row, data.view(dtype).reshape(count, cols)
 
     def blocks(self, header: Header, entry: Entry) -> Iterator[Host]:
         """The bytes of a tensor of any dtype."""
         for i in range(0, entry.nbytes, BLOCK):
-            data = self._room(min(BLOCK, entry.nbytes - i))
+            self._part.reverse()
+            data = _room(self._part, min(BLOCK, entry.nbytes - i))
             self._read(header, entry, i, data)
             yield data
 
@@ -80,11 +92,6 @@ class Reader:
             read_into(file, header.data + entry.start + place * dtype.itemsize, to, header.path, self._function)
         return found.reshape(-1)
 
-    def _room(self, size: int) -> Host:
-        if self._part.size < size:
-            self._part = np.empty(size, np.uint8)
-        return self._part[:size]
-
     def _read(self, header: Header, entry: Entry, offset: int, to: Host) -> None:
         read_into(self._file(header), header.data + entry.start + offset, to, header.path, self._function)
         self.advance(to.size, entry.name)
@@ -95,3 +102,11 @@ class Reader:
                 self._open[1].close()
             self._open = header.path, open_file(header.path)
         return self._open[1]
+
+
+def _room(places: list[Host], size: int) -> Host:
+    """So many bytes in the first place, which grows if need be."""
+    if places[0].size < size:
+        places[0] = np.empty(0, np.uint8)  # the old one goes before there is a new one
+        places[0] = np.empty(size, np.uint8)
+    return places[0][:size]

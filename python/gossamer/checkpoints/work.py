@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,35 +30,48 @@ _HERE = -100  # AT_FDCWD
 
 
 class GrowingFile:
-    """A new file, written at any places, that goes to the disk while more of it is written."""
+    """A new file, written at any places and in the background: to memory, and from there to the disk.
+
+    ``write`` returns when the write before it is done; so its data must stay as they are until the next one returns.
+    """
 
     def __init__(self, path: Path, background: ThreadPoolExecutor) -> None:
         self._file = path.open("wb", buffering=0)
         self._background = background
+        self._writing: Future[None] | None = None
         self._pushing: Future[None] | None = None
         self._waiting = 0
 
     def write(self, position: int, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        self._waiting += len(view)
-        while view:
-            count = os.pwrite(self._file.fileno(), view[: 1 << 30], position)
-            view, position = view[count:], position + count
+        self.settle()
+        self._writing = self._background.submit(self._write, position, memoryview(data))
+        self._waiting += len(data)
         if self._waiting >= _PUSH and (self._pushing is None or self._pushing.done()):
             self._waiting = 0
-            self._settle()
+            if self._pushing is not None:
+                self._pushing.result()
             self._pushing = self._background.submit(os.fdatasync, self._file.fileno())
 
+    def settle(self) -> None:
+        """Waits until all is written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
     def close(self) -> None:
+        """Raises what the background could not do."""
         try:
-            self._settle()
+            wait([one for one in (self._writing, self._pushing) if one is not None])
+            self.settle()
+            if self._pushing is not None:
+                self._pushing.result()
         finally:
             self._file.close()
 
-    def _settle(self) -> None:
-        if self._pushing is not None:
-            pushing, self._pushing = self._pushing, None
-            pushing.result()
+    def _write(self, position: int, view: memoryview) -> None:
+        while view:
+            count = os.pwrite(self._file.fileno(), view[: 1 << 30], position)
+            view, position = view[count:], position + count
 
 
 class Work:
@@ -68,7 +81,7 @@ class Work:
         self._target, self._folder, self._job = target, folder, job
         self.files = folder / _FILES
         self._finishing: list[Future[None]] = []
-        self._background = ThreadPoolExecutor(2, "gossamer-sync")
+        self._background = ThreadPoolExecutor(4, "gossamer-write")  # a write, a push, two files that are being finished
         self.state: dict[str, Any] = self._old_state()
         if not self.state:
             for path in folder.iterdir():
