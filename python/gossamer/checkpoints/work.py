@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,53 +24,42 @@ from gossamer.files import replace_file
 from gossamer.headers import read_json
 
 _STATE, _LOCK, _FILES = "job.json", "lock", "files"
-_PUSH = 64 << 20  # bytes that may wait in memory before they are sent to the disk
+_PIECE = 1 << 20  # bytes a write: with 32 MB at once ext4 of Linux 6.18 took up to five times as long
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD
 
 
 class GrowingFile:
-    """A new file, written at any places and in the background: to memory, and from there to the disk.
+    """A new file, written at any places and in the background.
 
     ``write`` returns when the write before it is done; so its data must stay as they are until the next one returns.
     """
 
+    # Pushing it to the disk meanwhile (fdatasync every 64 MB) was tried: 0.8 s instead of 0.45 s for 600 MB on ext4.
     def __init__(self, path: Path, background: ThreadPoolExecutor) -> None:
         self._file = path.open("wb", buffering=0)
         self._background = background
         self._writing: Future[None] | None = None
-        self._pushing: Future[None] | None = None
-        self._waiting = 0
 
     def write(self, position: int, data: bytes | memoryview) -> None:
         self.settle()
         self._writing = self._background.submit(self._write, position, memoryview(data))
-        self._waiting += len(data)
-        if self._waiting >= _PUSH and (self._pushing is None or self._pushing.done()):
-            self._waiting = 0
-            if self._pushing is not None:
-                self._pushing.result()
-            self._pushing = self._background.submit(os.fdatasync, self._file.fileno())
 
     def settle(self) -> None:
-        """Waits until all is written."""
+        """Waits until all is written. Raises what the background could not do."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def close(self) -> None:
-        """Raises what the background could not do."""
         try:
-            wait([one for one in (self._writing, self._pushing) if one is not None])
             self.settle()
-            if self._pushing is not None:
-                self._pushing.result()
         finally:
             self._file.close()
 
     def _write(self, position: int, view: memoryview) -> None:
         while view:
-            count = os.pwrite(self._file.fileno(), view[: 1 << 30], position)
+            count = os.pwrite(self._file.fileno(), view[:_PIECE], position)
             view, position = view[count:], position + count
 
 
@@ -81,7 +70,7 @@ class Work:
         self._target, self._folder, self._job = target, folder, job
         self.files = folder / _FILES
         self._finishing: list[Future[None]] = []
-        self._background = ThreadPoolExecutor(4, "gossamer-write")  # a write, a push, two files that are being finished
+        self._background = ThreadPoolExecutor(3, "gossamer-write")  # a write, and two files that are being finished
         self.state: dict[str, Any] = self._old_state()
         if not self.state:
             for path in folder.iterdir():
