@@ -101,15 +101,20 @@ class Each:
 
     def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
         options = self._options
-        w = reader.tensor(header, entry)
-        if options.method == "random":  # its scores do not tell
-            refuse_nan(header, entry, w)
-        inputs = Inputs(options.method, [entry.name], [w], [None], options.seed or 0, start)
-        with _naming(header, entry, w):
-            masks = select(
-                inputs, [entry.shape], [w], "prune", **options.rule(), priors={entry.name: None}, nan="raise"
-            )
-        yield 0, w.reshape(matrix_shape(entry.shape)), masks[entry.name]
+        cols = matrix_shape(entry.shape)[1]
+        by_rows = options.windows is not None or options.group == "row"
+        if by_rows and options.method not in _WHOLE:  # strips fit the cache
+            parts = reader.strips(header, entry, unit_grid(entry.shape, options.pattern)[2])
+        else:
+            parts = iter([(0, reader.tensor(header, entry).reshape(matrix_shape(entry.shape)))])
+        for row, w in parts:
+            if options.method == "random":  # its scores do not tell
+                refuse_nan(header, entry, w)
+            inputs = Inputs(options.method, [entry.name], [w], [None], options.seed or 0, start + row * cols)
+            with _naming(header, entry, w):
+                rule = options.rule() | {"priors": {entry.name: None}, "nan": "raise"}
+                masks = select(inputs, [w.shape], [w], "prune", **rule)
+            yield row, w, masks[entry.name]
 
 
 class Together:
