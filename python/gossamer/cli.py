@@ -19,6 +19,7 @@ import gossamer as gs
 
 __all__ = ["main"]
 
+CHECKPOINTS = ("prune", "inspect", "convert")  # called like the functions whose messages they print
 FAILURES = (OSError, ValueError, ArithmeticError, RuntimeError, MemoryError, ImportError)
 
 
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
     except FAILURES as error:
-        return _fail(name, _reason(error).removeprefix(f"{name.removeprefix('gossamer ')}: "), 1)
+        reason = _reason(error)
+        command = name.removeprefix("gossamer ")
+        return _fail(name, reason.removeprefix(f"{command}: ") if command in CHECKPOINTS else reason, 1)
 
 
 def _train(options: argparse.Namespace) -> int:
