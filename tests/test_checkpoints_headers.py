@@ -120,6 +120,12 @@ def test_a_file_that_ends_where_its_header_does_not_say(tmp_path: Path) -> None:
         refused(path, "got ")
 
 
+def test_a_late_duplicate_among_very_many_keys_is_found_at_once(tmp_path: Path) -> None:
+    entry = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = b"{" + b",".join(entry % min(i, 99_998) for i in range(100_000)) + b"}"
+    refused(write_raw(tmp_path / "in.safetensors", text), "the key '99998' twice")  # hours, if it was quadratic
+
+
 def test_legal_files_that_are_unusual(tmp_path: Path) -> None:
     entries = {
         "empty": {"dtype": "F32", "shape": [0, 5], "data_offsets": [0, 0]},

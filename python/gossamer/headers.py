@@ -143,10 +143,11 @@ def strict_json(text: bytes) -> dict[str, Any]:
     """An object in UTF-8 without a key twice, NaN or infinity; :class:`_HeaderError` otherwise."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise _HeaderError(f"the key {_shown(next(name for name in names if names.count(name) > 1))} twice")
+        fields: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in fields:
+                raise _HeaderError(f"the key {_shown(name)} twice")
+            fields[name] = value
         return fields
 
     def constant(name: str) -> None:
