@@ -166,7 +166,7 @@ def test_sparsity_is_an_order_and_the_budget_a_wish(tmp_path: Path, monkeypatch:
     [
         ([], "gossamer: the following arguments are required: COMMAND (see gossamer --help)"),
         (["fly"], "gossamer: argument COMMAND: invalid choice: 'fly' (choose from"),
-        (["prune"], "gossamer: argument COMMAND: invalid choice: 'prune' (choose from"),
+        (["prune"], "gossamer prune: the following arguments are required: IN, -o/--out (see gossamer prune --help)"),
         (["train", "--sparsity", "1.3"], "gossamer train: sparsity must be in [0, 1), got 1.3"),
         (["train", "--sparsity", "1"], "gossamer train: sparsity must be in [0, 1), got 1.0"),
         (["train", "--sparsity", "-0.1"], "gossamer train: sparsity must be in [0, 1), got -0.1"),

@@ -19,6 +19,7 @@
 #include "ops/sddmm.hpp"
 #include "ops/stats.hpp"
 #include "ops/topk.hpp"
+#include "ops/units.hpp"
 
 namespace gossamer::bindings {
 namespace {
@@ -105,7 +106,7 @@ std::vector<std::int64_t> bind_select(const std::string& function, const std::ve
                                       const Arrays& outs, std::optional<double> sparsity,
                                       std::optional<std::int64_t> nnz, std::optional<double> threshold,
                                       const std::string& pattern, const std::string& group, double min_density,
-                                      const std::string& nan) {
+                                      const std::string& nan, std::int64_t first_index) {
   const char* f = function.c_str();
   Selection how;
   how.sparsity = sparsity;
@@ -119,7 +120,7 @@ std::vector<std::int64_t> bind_select(const std::string& function, const std::ve
   check_lists(count, {names.size(), aux.size(), priors.size(), masks.size(), outs.empty() ? count : outs.size()});
   std::vector<SelectTensor> tensors(count);
   std::vector<Array> to;
-  std::int64_t index = 0;
+  std::int64_t index = first_index;
   for (std::size_t i = 0; i < count; ++i) {
     SelectTensor& t = tensors[i];
     t.name = names[i];
@@ -170,6 +171,21 @@ py::tuple bind_collect(const std::string& function, const std::string& method, c
   }
   refuse_nan(function, item, nan);
   return py::make_tuple(counts.above, counts.inside, counts.below);
+}
+
+// The float64 scores of a tensor's units.
+void bind_unit_scores(const std::string& function, const std::string& method, const py::array& weights,
+                      std::uint64_t seed, std::int64_t first_index, const std::string& pattern,
+                      const py::array& scores) {
+  const ScoreSource source = make_source(function.c_str(), method, weights, {}, seed, first_index);
+  check_source(function.c_str(), "", source);
+  Units units = make_units(parse_pattern(function.c_str(), pattern), source.rows(), source.cols());
+  const Array to = writable_view(function.c_str(), "scores", scores);
+  if (!to.contiguous() || to.size() != units.rows * units.cols || to.dtype() != DType::float64)
+    value_error("_core: scores must have room for one float64 a unit");
+  const Running running;
+  if (source.rows() * source.cols() > 0) score_units(prepare({&source, 1})[0], units);
+  std::memcpy(to.data(), units.scores.data(), units.scores.size() * sizeof(double));
 }
 
 // -> elements kept, ties among them
@@ -528,6 +544,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   m.def("select", &bind_select);
   m.def("collect", &bind_collect);
   m.def("keep_above", &bind_keep_above);
+  m.def("unit_scores", &bind_unit_scores);
   m.def("apply_mask", &bind_apply_mask);
   m.def("adjust", &bind_adjust);
   m.def("nonzero_mask", &bind_nonzero_mask);

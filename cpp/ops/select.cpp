@@ -122,14 +122,7 @@ class Call {
 
   Units make_units(const SelectTensor& t, const ScoreSource& source) const {
     const std::int64_t rows = t.source.rows(), cols = t.source.cols();
-    Units u{};
-    switch (how_.pattern.kind) {
-      case Pattern::Kind::row: u.height = 1, u.width = cols, u.rows = rows, u.cols = 1; break;
-      case Pattern::Kind::col: u.height = rows, u.width = 1, u.rows = 1, u.cols = cols; break;
-      default: u.height = how_.pattern.a, u.width = how_.pattern.b; u.rows = rows / u.height, u.cols = cols / u.width;
-    }
-    u.scores.assign(static_cast<std::size_t>(u.rows * u.cols), 0.0);
-    u.mask.assign(static_cast<std::size_t>(u.rows * row_bytes(u.cols)), 0);
+    Units u = gossamer::make_units(how_.pattern, rows, cols);
     if (rows * cols > 0) score_units(source, u);
     if (t.prior != nullptr) units_prior(t.prior, cols, u);
     return u;

@@ -51,6 +51,18 @@ void score(const ScoreSource& source, Units& units) {
 
 }  // namespace
 
+Units make_units(const Pattern& pattern, std::int64_t rows, std::int64_t cols) {
+  Units u{};
+  switch (pattern.kind) {
+    case Pattern::Kind::row: u.height = 1, u.width = cols, u.rows = rows, u.cols = 1; break;
+    case Pattern::Kind::col: u.height = rows, u.width = 1, u.rows = 1, u.cols = cols; break;
+    default: u.height = pattern.a, u.width = pattern.b; u.rows = rows / u.height, u.cols = cols / u.width;
+  }
+  u.scores.assign(static_cast<std::size_t>(u.rows * u.cols), 0.0);
+  u.mask.assign(static_cast<std::size_t>(u.rows * row_bytes(u.cols)), 0);
+  return u;
+}
+
 void score_units(ScoreSource source, Units& units) {
   const bool squared = source.criterion == Criterion::taylor2;  // of the sum, not the sum of squares
   if (squared) source.criterion = Criterion::product;

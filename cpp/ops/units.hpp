@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops/score.hpp"
+#include "ops/select.hpp"
 
 namespace gossamer {
 
@@ -15,6 +16,8 @@ struct Units {
   std::vector<std::uint8_t> prior, mask;
 };
 
+// The units of a matrix, nothing scored or kept yet; the pattern must divide it.
+Units make_units(const Pattern& pattern, std::int64_t rows, std::int64_t cols);
 // Fills units.scores: the float64 sums of the elements' scores. A unit's row segments are summed in 8 lanes each
 // (element j of the segment in lane j mod 8) and added from top to bottom: one order, whatever the threads or the ISA.
 void score_units(ScoreSource source, Units& units);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """gossamer: score every parameter, keep the top k, and multiply with what is left."""
 
+from gossamer import checkpoints
 from gossamer.allocation import allocate
 from gossamer.compensation import compensate
 from gossamer.files import load, save
@@ -40,6 +41,7 @@ __all__ = [
     "adjust",
     "allocate",
     "apply_mask",
+    "checkpoints",
     "compensate",
     "get_num_threads",
     "info",

@@ -24,6 +24,7 @@ def select(
     group: str,
     min_density: float,
     nan: str,
+    first_index: int,
     /,
 ) -> list[int]: ...
 def collect(
@@ -50,6 +51,9 @@ def keep_above(
     mask: _Array,
     /,
 ) -> tuple[int, int]: ...
+def unit_scores(
+    function: str, method: str, weights: _Array, seed: int, first_index: int, pattern: str, scores: _Array, /
+) -> None: ...
 def apply_mask(weights: list[_Array], masks: list[_Array], outs: list[_Array], /) -> None: ...
 def adjust(
     names: list[str], weights: list[_Array], scores: list[_Array], rate: float, rule: str, outs: list[_Array], /

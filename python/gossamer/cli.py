@@ -19,6 +19,7 @@ import gossamer as gs
 
 __all__ = ["main"]
 
+CHECKPOINTS = ("prune", "inspect", "convert")  # called like the functions whose messages they print
 FAILURES = (OSError, ValueError, ArithmeticError, RuntimeError, MemoryError, ImportError)
 
 
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
     except FAILURES as error:
-        return _fail(name, _reason(error), 1)
+        reason = _reason(error)
+        command = name.removeprefix("gossamer ")
+        return _fail(name, reason.removeprefix(f"{command}: ") if command in CHECKPOINTS else reason, 1)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -124,6 +127,98 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(options: argparse.Namespace) -> int:
+    from gossamer import reporting
+    from gossamer.checkpoints.pruning import Options
+
+    chosen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(options).items()
+        if name in Options.__dataclass_fields__
+    }
+    try:
+        Options(**chosen)
+    except ValueError as error:
+        raise _UsageError("gossamer prune", str(error).removeprefix("prune: ")) from error
+    with _progress() as progress:
+        done = gs.checkpoints.prune(options.source, options.out, **chosen, force=options.force, progress=progress)
+    if options.json:
+        tensors = [
+            {"name": t.name, "shape": t.shape, "dtype": t.dtype, "nnz": t.nnz, "sparsity": t.sparsity}
+            for t in done.tensors
+        ]
+        totals = {name: getattr(done, name) for name in ("sparsity", "untouched", "bytes_before", "bytes_after")}
+        report = {"out": os.fspath(done.path), **totals, "resumed": done.resumed, "seconds": done.seconds}
+        print(reporting.to_json({**report, "tensors": tensors}), end="")
+        return 0
+    words = f"{len(done.tensors)} tensors pruned, {done.untouched} left as they were: "
+    words += f"{reporting.percent(done.sparsity)} of the pruned ones' weights are zero. "
+    _print(f"{words}{done.bytes_before:,} bytes -> {done.bytes_after:,}, {done.seconds:.1f} s: {done.path}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from gossamer import plots, reporting
+
+    if options.plot is not None and Path(options.plot).suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise _UsageError("gossamer inspect", f"plot must end in .svg, .png or .pdf, got {options.plot!r}")
+    with _progress() as progress:
+        found = gs.checkpoints.inspect(options.source, progress=progress)
+    tensors = [{**asdict(t), "size": t.size, "sparsity": t.sparsity} for t in found.tensors]
+    report = {
+        "path": os.fspath(found.path),
+        "files": found.files,
+        "file_bytes": found.file_bytes,
+        "sparsity": found.sparsity,
+        **{name: found.total(name) for name in ("size", "bytes", "packed_bytes", "dense_flops", "flops")},
+        "metadata": found.metadata,
+        "tensors": tensors,
+    }
+    if options.plot is not None:
+        plots.save_plot(Path(options.plot), plots.checkpoint_tensors, report)
+    if options.json:
+        print(reporting.to_json(report), end="")
+        return 0
+    head = ["tensor", "shape", "dtype", "zero", "pattern", "bytes", "packed", "FLOPs", "kept"]
+    rows = [[t["name"], "×".join(map(str, t["shape"])), t["dtype"], *_figures(t)] for t in tensors]
+    total = [f"{len(tensors)} tensors", _short(found.total("size")), "", *_figures({**report, "pattern": ""})]
+    _print_table(os.fspath(found.path), [head, *rows, total])
+    return 0
+
+
+def _figures(entry: dict[str, Any]) -> list[str]:
+    from gossamer import reporting
+
+    numbers = (entry[name] for name in ("bytes", "packed_bytes", "dense_flops", "flops"))
+    return [reporting.percent(entry["sparsity"]), entry["pattern"], *map(_short, numbers)]
+
+
+def _short(number: int) -> str:
+    """Four digits and a power of a thousand: ``1.234 M``."""
+    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.4g} {letter}"
+    return str(number)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    with _progress() as progress:
+        done = gs.checkpoints.convert(
+            options.source, options.out, storage=options.storage, tensor=options.tensor, progress=progress
+        )
+    if options.json:
+        report = {"out": os.fspath(done.path), "storage": done.storage, "tensors": done.tensors}
+        sizes = {"bytes_before": done.bytes_before, "bytes_after": done.bytes_after, "seconds": done.seconds}
+        print(json.dumps({**report, **sizes}, indent=2))
+        return 0
+    words = f"{len(done.tensors)} tensors written as {done.storage}: "
+    _print(f"{words}{done.bytes_before:,} bytes -> {done.bytes_after:,}, {done.seconds:.1f} s: {done.path}")
+    return 0
+
+
 def _info(options: argparse.Namespace) -> int:
     info = gs.info()
     if options.calibrate:
@@ -180,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
+    pruner, inspector, converter = _checkpoint_parsers(commands)
     info = commands.add_parser("info", help="show version, instruction set, threads and build", allow_abbrev=False)
     info.add_argument(
         "--calibrate",
@@ -205,9 +301,64 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--model", metavar="DIR", help="what `gossamer train --out DIR` wrote, for the suite layers")
     bench.add_argument("--quick", action="store_true", help="tiny sizes: tries the program, says nothing about speed")
     bench.set_defaults(run=_bench)
-    for command in (train, info, bench):
+    for command in (train, pruner, inspector, converter, info, bench):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
+
+
+def _checkpoint_parsers(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
+    from gossamer.checkpoints.conversion import STORAGES as ALL_STORAGES
+    from gossamer.checkpoints.pruning import DATA_FREE, STORAGES
+
+    source = "a .safetensors file or a model.safetensors.index.json"
+    prune = commands.add_parser(
+        "prune",
+        help="prune a safetensors checkpoint of any size, from file to file",
+        description="Prune floating tensors of two or more axes; everything else stays byte for byte. At most 3 times "
+        "the largest tensor and 200 MB are held. The output appears when all is done; the same command goes on where "
+        "a killed one was.",
+        allow_abbrev=False,
+    )
+    prune.add_argument("source", metavar="IN", help=source)
+    prune.add_argument("-o", "--out", required=True, metavar="OUT", help="file to write; a folder where IN is an index")
+    prune.add_argument("--sparsity", type=float, metavar="S", help="share of zeros, in [0, 1]; N:M needs none")
+    prune.add_argument("--method", choices=DATA_FREE, default="magnitude", help="the score (default: %(default)s)")
+    prune.add_argument(
+        "--pattern", default="element", metavar="P", help="element, row, col, block:RxC or N:M (default: %(default)s)"
+    )
+    prune.add_argument("--group", choices=("tensor", "row", "global"), help="what competes (default: the method's own)")
+    prune.add_argument("--include", action="append", default=[], metavar="GLOB", help="only tensors of such names")
+    prune.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="no tensors of such names")
+    prune.add_argument("--storage", choices=STORAGES, default="dense", help="of pruned tensors (default: %(default)s)")
+    prune.add_argument("--seed", type=int, metavar="N", help="for --method random")
+    prune.add_argument(
+        "--min-density", type=float, default=0.0, metavar="D", help="share that each tensor keeps, for --group global"
+    )
+    prune.add_argument("--force", action="store_true", help="OUT may be IN itself, which is replaced")
+    prune.set_defaults(run=_prune)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="list a checkpoint's tensors: zeros, patterns, bytes, FLOPs",
+        allow_abbrev=False,
+    )
+    inspect.add_argument("source", metavar="FILE", help=source)
+    inspect.add_argument("--plot", metavar="OUT.svg", help="draw the largest tensors (.svg, .png or .pdf)")
+    inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser(
+        "convert",
+        help="convert a checkpoint between dense, bitmask and scipy's .npz",
+        description="From dense to bitmask, from bitmask to dense, to scipy's .npz (OUT.npz, or a folder with "
+        "--storage npz) and back.",
+        allow_abbrev=False,
+    )
+    convert.add_argument("source", metavar="IN", help=f"{source}, a .npz file or a folder of them")
+    convert.add_argument("out", metavar="OUT", help="file to write; a folder where IN is an index")
+    convert.add_argument("--storage", choices=ALL_STORAGES, help="(default: the other one of dense and bitmask)")
+    convert.add_argument("--tensor", metavar="NAME", help="the one matrix of a .npz")
+    convert.set_defaults(run=_convert)
+    return prune, inspect, convert
 
 
 class _UsageError(Exception):
@@ -258,7 +409,8 @@ def _print_table(title: str, rows: list[list[str]], head: bool = True) -> None:
 
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_header=head)
     for number, name in enumerate(rows[0]):
-        table.add_column(Text(name), justify="right" if head and number else "left", overflow="fold")
+        aside = head and number > 0
+        table.add_column(Text(name), justify="right" if aside else "left", overflow="fold", no_wrap=aside)
     for row in rows[1:]:
         table.add_row(*(Text(cell) for cell in row))
     _print(table)
@@ -268,7 +420,9 @@ def _print(what: Any) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(highlight=False, soft_wrap=isinstance(what, str)).print(Text(what) if isinstance(what, str) else what)
+    width = None if sys.stdout is None or sys.stdout.isatty() else 160  # a file is as wide as need be
+    console = Console(highlight=False, soft_wrap=isinstance(what, str), width=width)
+    console.print(Text(what) if isinstance(what, str) else what)
 
 
 def _title(report: dict[str, Any]) -> str:

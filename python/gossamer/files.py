@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gossamer._arrays import Array, Host, host
+from gossamer.headers import DTYPES, open_file, parse_header, read_array
 from gossamer.masks import Mask
 from gossamer.sparse import SparseMatrix, _restored, _structure_of
 
@@ -147,19 +148,19 @@ def replace_file(target: Path, data: bytes) -> None:
 
 def read_tensors(path: str | os.PathLike[str], function: str) -> tuple[dict[str, Host], dict[str, Any]]:
     """The arrays of a safetensors file and gossamer's entry in its metadata."""
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # an OSError that names the file, where safetensors would raise its own
-        pass
+    with open_file(path) as file:
+        header = parse_header(file, path, function)
+        for entry in header.entries.values():
+            if entry.dtype not in DTYPES:
+                what = f"{entry.dtype} for {entry.name!r}"
+                raise ValueError(
+                    f"{function}: {os.fspath(path)} must be a safetensors file of numpy's dtypes, got {what}"
+                )
+        arrays = {entry.name: read_array(file, header, entry, function) for entry in header.entries.values()}
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            meta = (file.metadata() or {}).get(_KEY)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        known = json.loads(meta) if meta is not None else {}
-    except (SafetensorError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{function}: {os.fspath(path)} must be a safetensors file of numpy's dtypes, got {error}"
-        ) from error
+        known = json.loads(header.metadata.get(_KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{function}: {os.fspath(path)} must have JSON as metadata, got {error}") from error
     if not isinstance(known, dict):
         raise ValueError(f"{function}: {os.fspath(path)} must have a mapping as metadata, got {type(known).__name__}")
     return arrays, known

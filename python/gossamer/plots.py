@@ -10,17 +10,20 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers; nothing 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gossamer.files import replace_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BENCH_PLOTS", "PLOTS", "save_plots"]
+__all__ = ["BENCH_PLOTS", "PLOTS", "checkpoint_tensors", "save_plot", "save_plots"]
 
 Report = Mapping[str, Any]
 Plots: TypeAlias = "Mapping[str, Callable[[Report], Figure | None]]"
@@ -175,6 +178,52 @@ def inputs_used(report: Report) -> Figure | None:
     unused = sum(count == 0 for row in counts for count in row)
     seen = f"{unused} of {sum(len(row) for row in counts)} are not read at all"
     return _titled(figure, axes, "The pixels that the pruned network looks at", seen)
+
+
+def checkpoint_tensors(report: Report) -> Figure | None:
+    """The largest tensors of ``gossamer inspect``: the share that is kept, pattern, dtype, shape, bytes."""
+    tensors = sorted(report.get("tensors", ()), key=lambda tensor: -tensor["bytes"])
+    shown = [tensor for tensor in tensors if tensor["sparsity"] is not None][:40]
+    if not shown:
+        return None
+    figure, (axes,) = _figure(1, width=9.6, height=1.7 + 0.36 * len(shown))
+    names = [tensor["name"] if len(tensor["name"]) <= 48 else "…" + tensor["name"][-47:] for tensor in shown]
+    places, kept = range(len(shown)), [100 * (1 - tensor["sparsity"]) for tensor in shown]
+    axes.barh(places, [100] * len(shown), color=PALE, height=0.62)
+    bars = axes.barh(places, kept, color=BLUE, height=0.62)
+    words = [
+        f"{share:.1f} %  {tensor['pattern'] if tensor['pattern'] != 'none' else ''}"
+        for share, tensor in zip(kept, shown, strict=True)
+    ]
+    axes.bar_label(bars, words, color=INK, padding=4, fontsize=9)
+    for place, tensor in zip(places, shown, strict=True):
+        text = f"{tensor['dtype']} {_shape(tensor['shape'])}   {tensor['bytes']:,} → {tensor['packed_bytes']:,}"
+        axes.text(132, place, text, color=GREY, fontsize=9, va="center")
+    axes.set_yticks(places, names, fontsize=9)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 225)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("not zero (%); then dtype, shape, bytes now → as a bitmask")
+    rest = len(tensors) - len(shown)
+    about = f"{report.get('path', '')}: {len(tensors)} tensors" + (f", the largest {len(shown)}" if rest else "")
+    return _titled(figure, axes, f"{100 * report['sparsity']:.2f} % of all elements are zero", about)
+
+
+def save_plot(target: Path, draw: Callable[[Report], Figure | None], report: Report) -> None:
+    """One picture, as what the name ends in (svg, png, pdf); whole or not at all. ValueError where there is nothing."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with matplotlib.rc_context(STYLE):
+        figure = draw(report)
+        if figure is None:
+            raise ValueError("plot: the report must hold something to draw, got nothing")
+        FigureCanvasAgg(figure)
+        data, ending = io.BytesIO(), target.suffix[1:].lower()
+        dates = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+        figure.savefig(data, format=ending, metadata=dates[ending])
+    replace_file(target, data.getvalue())
 
 
 PLOTS: dict[str, Callable[[Report], Figure | None]] = {

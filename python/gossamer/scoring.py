@@ -49,13 +49,17 @@ def method_entry(method: object, function: str) -> tuple[str, str]:
 
 @dataclass
 class Inputs:
-    """What the core scores: tensors by name, as numpy views. ``method`` is "" when ``weights`` are the scores."""
+    """What the core scores: tensors by name, as numpy views. ``method`` is "" when ``weights`` are the scores.
+
+    ``start`` is the flat index of the first element, from which "random" counts.
+    """
 
     method: str
     names: list[str]
     weights: list[Host]
     aux: list[Host | None]
     seed: int
+    start: int = 0
 
 
 def gather_inputs(weights: Any, grads: Any, method: Method, stats: Any, seed: int | None, function: str) -> Inputs:

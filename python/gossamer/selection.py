@@ -52,6 +52,7 @@ def select(
         require_text(group, function, "group"),
         require_number(min_density, function, "min_density"),
         require_text(nan, function, "nan"),
+        inputs.start,
     )
     return {
         name: Mask._own(shape, packed, count)

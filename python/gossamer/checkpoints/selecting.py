@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights of a checkpoint are kept: every tensor for itself, or all of them together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from gossamer import _core
+from gossamer._arrays import Host, compute_dtype, matrix_shape
+from gossamer.checkpoints.reading import Reader
+from gossamer.checkpoints.threshold import Threshold
+from gossamer.headers import DTYPES, Entry, Header
+from gossamer.masks import Mask
+from gossamer.scoring import Inputs
+from gossamer.selection import select
+
+_WHOLE = ("lamp", "fpgm")  # methods that look at a whole tensor
+_PIECES, _PIECE = 8192, 64  # of the sample: stretches, and weights in each
+_MARGIN = 0.025  # the share of the sample on either side of the threshold where it is looked for first
+
+Tensor = tuple[Header, Entry, int]  # the last: the flat index of its first element among all that are pruned
+State = dict[str, Any]  # plain JSON
+
+
+class Group(Protocol):
+    """A rule of who competes."""
+
+    def prepare(self, reader: Reader, tensors: Sequence[Tensor], counts: bool) -> State:
+        """Looks at all tensors, as far as needed; with ``counts`` so that ``kept`` is known."""
+
+    def restore(self, state: State) -> None:
+        """Goes on where that state was taken."""
+
+    def state(self) -> State:
+        """What ``restore`` takes."""
+
+    def kept(self, entry: Entry) -> int:
+        """How many weights of a tensor will be kept, if counts were asked for."""
+
+    def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
+        """(first row, pruned rows, their mask) of a tensor; the tensors come in their order."""
+
+
+def unit_grid(shape: tuple[int, ...], pattern: str) -> tuple[int, int, int, int]:
+    """(rows of units, columns of units, rows of a unit, columns of a unit), which divide the shape."""
+    rows, cols = matrix_shape(shape)
+    if pattern == "row":
+        return rows, 1, 1, cols
+    if pattern == "col":
+        return 1, cols, rows, 1
+    block = re.fullmatch(r"block:(\d+)x(\d+)", pattern)
+    height, width = (int(block[1]), int(block[2])) if block else (1, 1)
+    return rows // height, cols // width, height, width
+
+
+@contextmanager
+def _naming(header: Header, entry: Entry, w: Host) -> Iterator[None]:
+    """NaN is told with file and tensor."""
+    try:
+        yield
+    except ValueError:
+        refuse_nan(header, entry, w)
+        raise
+
+
+def refuse_nan(header: Header, entry: Entry, w: Host) -> None:
+    if np.isnan(w).any():
+        raise ValueError(f"prune: {header.path} must hold no NaN, got one in {entry.name!r}")
+
+
+class Each:
+    """Tensors, or their rows, or their windows of N:M, for themselves."""
+
+    def __init__(self, options: Any) -> None:
+        self._options = options
+
+    def prepare(self, reader: Reader, tensors: Sequence[Tensor], counts: bool) -> State:
+        return {}
+
+    def restore(self, state: State) -> None:
+        pass
+
+    def state(self) -> State:
+        return {}
+
+    def kept(self, entry: Entry) -> int:
+        options = self._options
+        if options.windows is not None:
+            keep, of = options.windows
+            return int(entry.size // of * keep)
+        rows, cols, height, width = unit_grid(entry.shape, options.pattern)
+        if options.group == "row":
+            return rows * int(_core.kept_count(cols, options.sparsity)) * height * width
+        return int(_core.kept_count(rows * cols, options.sparsity)) * height * width
+
+    def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
+        options = self._options
+        cols = matrix_shape(entry.shape)[1]
+        by_rows = options.windows is not None or options.group == "row"
+        if by_rows and options.method not in _WHOLE:  # strips fit the cache
+            parts = reader.strips(header, entry, unit_grid(entry.shape, options.pattern)[2])
+        else:
+            parts = iter([(0, reader.tensor(header, entry).reshape(matrix_shape(entry.shape)))])
+        for row, w in parts:
+            if options.method == "random":  # its scores do not tell
+                refuse_nan(header, entry, w)
+            inputs = Inputs(options.method, [entry.name], [w], [None], options.seed or 0, start + row * cols)
+            with _naming(header, entry, w):
+                rule = options.rule() | {"priors": {entry.name: None}, "nan": "raise"}
+                masks = select(inputs, [w.shape], [w], "prune", **rule)
+            yield row, w, masks[entry.name]
+
+
+class Together:
+    """All tensors compete: a first part finds the lowest score that is kept, then each strip is compared with it."""
+
+    def __init__(self, options: Any) -> None:
+        self._options = options
+        self._seed = options.seed or 0
+        self._score, self._ties, self._used = math.inf, 0, 0
+        self._kept: dict[str, int] = {}
+
+    def restore(self, state: State) -> None:
+        self._score, self._ties = float.fromhex(state["score"]), state["ties"]
+        self._used, self._kept = state["used"], state["kept"]
+
+    def state(self) -> State:
+        return {"score": self._score.hex(), "ties": self._ties, "used": self._used, "kept": self._kept}
+
+    def kept(self, entry: Entry) -> int:
+        return self._kept.get(entry.name, 0)
+
+    def prepare(self, reader: Reader, tensors: Sequence[Tensor], counts: bool) -> State:
+        pattern = self._options.pattern
+        grids = {entry.name: unit_grid(entry.shape, pattern) for _, entry, _ in tensors}
+        sizes = {name: grid[0] * grid[1] for name, grid in grids.items()}
+        total = kept = int(_core.kept_count(sum(sizes.values()), self._options.sparsity))
+        if self._options.min_density:
+            floors = sum(self._floor_count(size) for size in sizes.values())
+            kept = total - floors
+            if kept < 0:
+                given = self._options.min_density
+                raise ValueError(f"prune: min_density must fit into the total of {total}, got {given}, or {floors}")
+        wide = pattern != "element" or any(DTYPES[entry.dtype] == np.float64 for _, entry, _ in tensors)
+        search = Threshold(kept, wide=wide, guess=self._guess(reader, tensors, kept))
+        while not search.found:
+            reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
+            for tensor in tensors:
+                for _, w, method, scores, first, free in self._parts(reader, *tensor):
+                    with _naming(tensor[0], tensor[1], w):
+                        if free is not None:
+                            method, scores, first = "", self._scores(method, scores, first)[free], 0
+                        search.add(method, scores, self._seed, first)
+            search.end()
+        self._score, self._ties = search.score, search.ties
+        if counts:
+            reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
+            for tensor in tensors:
+                self._kept[tensor[1].name] = sum(mask.nnz for _, _, mask in self._masks(reader, *tensor))
+            self._used = 0
+        return self.state()
+
+    def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
+        for row, w, mask in self._masks(reader, header, entry, start):
+            _core.apply_mask([w], [mask.packed], [w])
+            yield row, w, mask
+
+    def _masks(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
+        _, _, height, width = unit_grid(entry.shape, self._options.pattern)
+        for row, w, method, scores, first, free in self._parts(reader, header, entry, start):
+            whole = scores.shape
+            with _naming(header, entry, w):
+                if free is not None:
+                    method, scores, first = "", self._scores(method, scores, first)[free], 0
+                bits = Mask._blank(scores.shape, "prune")
+                left = self._ties - self._used
+                nnz, used = _core.keep_above("prune", method, scores, None, self._seed, first, self._score, left, bits)
+            self._used += used
+            mask = Mask._own(scores.shape, bits, nnz)
+            if free is not None:
+                dense = np.ones(whole, np.bool_)
+                dense[free] = mask.to_dense()
+                mask = Mask.from_dense(dense)
+            if (height, width) != (1, 1):
+                mask = Mask.from_dense(np.repeat(np.repeat(mask.to_dense(), height, axis=0), width, axis=1))
+            yield row, w, mask
+
+    def _parts(
+        self, reader: Reader, header: Header, entry: Entry, start: int
+    ) -> Iterator[tuple[int, Host, str, Host, int, Host | None]]:
+        """(first row, weights, method, what it scores, flat index, where min_density leaves a choice) in strips.
+
+        What is scored is the weights, or with method "" it is the scores, one a unit.
+        """
+        options = self._options
+        cols = matrix_shape(entry.shape)[1]
+        _, _, height, width = unit_grid(entry.shape, options.pattern)
+        floor = self._floor(reader, header, entry, start)
+        known = None
+        if options.method in _WHOLE:
+            w = reader.tensor(header, entry)
+            known = np.empty(matrix_shape(entry.shape), compute_dtype(w.dtype))
+            _core.score(options.method, [w], [None], self._seed, [known.reshape(entry.shape)])
+            self._check(header, entry, w, known)
+        for row, strip in reader.strips(header, entry, height):
+            method, scores = (options.method, strip) if known is None else ("", known[row : row + len(strip)])
+            first = start + row * cols
+            if method == "random":  # its scores do not tell
+                refuse_nan(header, entry, strip)
+            if options.pattern != "element":
+                units = np.empty((len(strip) // height, cols // width), np.float64)
+                _core.unit_scores("prune", method, scores, self._seed, first, options.pattern, units)
+                self._check(header, entry, strip, units)
+                method, scores, first = "", units, 0
+            free = None
+            if floor is not None:
+                bits = np.unpackbits(floor.packed[row : row + len(strip)], axis=1, count=cols, bitorder="little")
+                free = bits[::height, ::width] == 0
+            yield row, strip, method, scores, first, free
+
+    @staticmethod
+    def _check(header: Header, entry: Entry, w: Host, scores: Host) -> None:
+        if np.isnan(scores).any():
+            refuse_nan(header, entry, w)
+            raise ValueError(f"prune: {header.path} must have scores that are numbers, got NaN for {entry.name!r}")
+
+    def _scores(self, method: str, weights: Host, start: int) -> Host:
+        scores = np.empty(weights.shape, compute_dtype(weights.dtype))
+        _core.collect("prune", method, weights, None, self._seed, start, -math.inf, math.inf, scores)
+        return scores
+
+    def _floor_count(self, size: int) -> int:
+        return int(_core.kept_count(size, 1 - self._options.min_density))
+
+    def _floor(self, reader: Reader, header: Header, entry: Entry, start: int) -> Mask | None:
+        """What min_density keeps of a tensor before all tensors compete."""
+        options = self._options
+        if not options.min_density:
+            return None
+        w = reader.tensor(header, entry)
+        rows, cols, _, _ = unit_grid(entry.shape, options.pattern)
+        rule = options.rule() | {"group": "tensor", "sparsity": None, "min_density": 0.0}
+        rule["nnz"] = self._floor_count(rows * cols)
+        inputs = Inputs(options.method, [entry.name], [w], [None], self._seed, start)
+        with _naming(header, entry, w):
+            masks = select(inputs, [entry.shape], [], "prune", **rule, priors={entry.name: None}, nan="raise")
+        return masks[entry.name]
+
+    def _guess(self, reader: Reader, tensors: Sequence[Tensor], kept: int) -> tuple[float, float]:
+        """Scores between which a sample expects the threshold. A wrong guess costs a look, nothing else."""
+        options = self._options
+        size = sum(entry.size for _, entry, _ in tensors)
+        if options.method != "magnitude" or options.pattern != "element" or options.min_density or size < 1 << 24:
+            return 0.0, math.inf
+        found = [
+            np.abs(reader.sample(header, entry, max(1, round(_PIECES * entry.size / size)), _PIECE).astype(np.float64))
+            for header, entry, _ in tensors
+            if entry.size
+        ]
+        scores = np.sort(np.concatenate(found))[::-1]
+        scores = scores[~np.isnan(scores)]
+        if not scores.size:
+            return 0.0, math.inf
+        low, high = (int((kept / size + d) * scores.size) for d in (_MARGIN, -_MARGIN))
+        return (
+            float(scores[low]) if low < scores.size else 0.0,
+            float(scores[high]) if high >= 0 else math.inf,
+        )
