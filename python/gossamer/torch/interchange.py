@@ -32,7 +32,7 @@ def to_sparse_csr(a: SparseMatrix | SparseLinear) -> Tensor:
     if not isinstance(a, SparseMatrix):
         raise TypeError(f"to_sparse_csr: a must be a SparseMatrix or a SparseLinear, got {type(a).__name__}")
     indptr, indices = a._structure.csr()
-    data = a._dequantized()
+    data = a.dequantize()
     values = torch.empty(a.nnz, dtype=_DTYPES[str(data.dtype)])
     view(values)[...] = data
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from gossamer.masks import Mask, packed_bits
-from gossamer.sparse import SparseMatrix, Structure, _choose
+from gossamer.sparse import SparseMatrix, Structure, _choose, _restored, _structure_of
 from gossamer.torch import _operators
 from gossamer.torch._packs import pattern
 from gossamer.torch._tensors import Tensor, view
@@ -166,7 +166,7 @@ class SparseLinear(nn.Module):
 
     def matrix(self) -> SparseMatrix:
         """A :class:`gossamer.SparseMatrix` with copies of the values."""
-        return SparseMatrix._from_mask(self.mask, view(self.values.cpu()), self.format)
+        return _restored(_structure_of(self.mask), view(self.values.cpu()), self.format, None)
 
     def to_dense(self) -> nn.Linear:
         """A ``torch.nn.Linear`` with zeros for the pruned weights."""
