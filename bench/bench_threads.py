@@ -24,11 +24,10 @@ import threadpoolctl
 
 import gossamer as gs
 from inputs import Array, Job, as_tensor, fresh, normal, torch_or_skip
-from measuring import Measure
+from measuring import Measure, settle
 
 JOB_SECONDS = 2e-3
 IDLE_SECONDS = 10e-3
-SETTLE_SECONDS = 50e-3  # OpenBLAS's threads spin for up to 30 ms after a product before they sleep
 ROUNDS = 20
 
 
@@ -174,7 +173,7 @@ class Interleaved:
         self.alone: list[float] = []
 
     def __call__(self) -> None:
-        time.sleep(SETTLE_SECONDS)
+        settle()
         self.job()
         self.alone.append(seconds_of(self.job))
         self.neighbour()

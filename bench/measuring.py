@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 import gossamer as gs
-from gossamer.benchmarks.measuring import numpy_simd, pools, warnings_of_machine
+from gossamer.benchmarks.measuring import numpy_simd, pools, settle, warnings_of_machine
 from limits import Limits
 from limits import measure as measure_limits
+
+__all__ = ["Limits", "Measure", "Record", "describe_run", "machine_limits", "settle"]
 
 
 def describe_run() -> list[str]:

@@ -26,7 +26,9 @@ from gossamer.plan import processor
 Array: TypeAlias = np.ndarray[Any, Any]
 Job: TypeAlias = Callable[[], Any]
 
-PAUSE = 0.03  # OpenBLAS's threads spin for some 20 ms after a call, on the cores that the next one needs
+# Seconds to wait for threads that spin after a call, on the cores that the next one needs: OpenBLAS's for 100 ms (2^28
+# cycles of the clock), Intel's OpenMP's for 200 ms.
+PAUSE = 0.5
 SHORT = 5e-3  # calls below this are repeated untimed for as long after the pause, which has put all threads to sleep
 TURN = 200e-6  # and a turn takes at least this long, so that the clock does not count
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -35,6 +37,16 @@ ENVIRONMENT = ("OPENBLAS_", "MKL_", "OMP_", "GOMP_", "KMP_", "GOSSAMER_")  # beg
 
 class WrongAnswerError(ArithmeticError):
     """A contestant's answer is not the right one; nothing is timed then."""
+
+
+def settle(pause: float = PAUSE) -> None:
+    """Waits until no thread of this process works any more, but not longer than `pause` (0: not at all)."""
+    end = time.perf_counter() + pause
+    while time.perf_counter() < end:
+        began = time.process_time()
+        time.sleep(0.01)
+        if time.process_time() - began < 1e-3:
+            return
 
 
 @dataclass
@@ -63,7 +75,7 @@ class Contestant:
         self._calls = 1 if first > 10 * SHORT else max(1, math.ceil(TURN / max(self._once(1), 1e-9)))
 
     def turn(self, pause: float) -> None:
-        time.sleep(pause)
+        settle(pause)
         seconds = self._once(1)  # untimed where it is short, as are calls until the cores are up to speed again
         if seconds < SHORT:
             self._once(math.ceil(SHORT / max(seconds, 1e-9)))
@@ -96,7 +108,7 @@ class Contestant:
 
 
 def take_turns(contestants: Sequence[Contestant], seconds: float, pause: float = PAUSE, turns: int = 5) -> None:
-    """Checks every answer, then times A, B, C, A, B, C ... for about `seconds`, each after a `pause`.
+    """Checks every answer, then times A, B, C, A, B, C ... for about `seconds`, each once all threads sleep.
 
     A disturbance so meets all of them. Whoever has taken all that time alone rests after three turns. Raises
     WrongAnswerError before anything is timed.
@@ -204,7 +216,7 @@ class Limits:
         best = dict.fromkeys(products, math.inf)
         for name, product in products.items():
             for _ in range(5):
-                time.sleep(pause)
+                settle(pause)
                 product()
                 began = time.perf_counter()
                 product()
