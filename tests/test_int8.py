@@ -202,3 +202,14 @@ def test_the_transpose_does_not_take_the_name_of_a_pattern() -> None:
     a = gs.SparseMatrix.from_dense(w, mask, format="2:4")
     assert a.T.format != "2:4"
     assert_same_bits(pickle.loads(pickle.dumps(a.T)).to_dense(), w.T)
+
+
+@pytest.mark.parametrize(
+    ("values", "scales"),
+    [([-128], [1.0]), ([1], [np.nan]), ([1], [np.inf]), ([1], [-1.0]), (None, [1.0])],
+)
+def test_parts_that_no_matrix_has_are_refused(values: Any, scales: list[float]) -> None:
+    rebuild, (mask, _, plan, _) = gs.SparseMatrix.from_dense(np.ones((1, 1), np.float32), dtype="int8").__reduce__()
+    held = None if values is None else np.array(values, np.int8)
+    with pytest.raises((TypeError, ValueError), match=r"^SparseMatrix: .*(values|scales) must be"):
+        rebuild(mask, held, plan, np.array(scales, np.float32))

@@ -131,8 +131,21 @@ def test_activations_are_accurate_everywhere(dtype: type, activation: str, span:
     truth = reference.linear(z, np.ones((1, 1)), activation=activation)
     y = gs.linear(z, a, activation=activation)
     assert np.isfinite(y).all()
-    limit = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14}[np.dtype(dtype)]
-    assert (np.abs(y - truth) <= limit * np.maximum(np.abs(z), np.abs(truth))).all()
+    limit = {np.dtype(np.float32): 3e-7, np.dtype(np.float64): 3e-15}[np.dtype(dtype)]
+    size = 1 if activation in ("sigmoid", "tanh") else np.maximum(np.abs(z), 1)
+    assert (np.abs(y - truth) <= limit * size).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+@pytest.mark.parametrize("span", [1e-3, 1.0, 6.0, 40.0, 1e4, 1e15])
+def test_slopes_of_activations_are_accurate_everywhere(dtype: type, activation: str, span: float) -> None:
+    z = np.linspace(-span, span, 4001).astype(dtype)[:, None]
+    layer = gs.SparseLinear(gs.SparseMatrix.from_dense(np.ones((1, 1), dtype)), activation=activation)
+    _, truth = reference.activation_and_derivative(z.astype(np.float64), activation)
+    slope, _, _ = layer.backward(np.ones_like(z), z)
+    limit = {np.dtype(np.float32): 4e-6, np.dtype(np.float64): 1e-14}[np.dtype(dtype)]
+    assert (np.abs(slope - truth) <= limit).all()
 
 
 @pytest.mark.parametrize("form", ["csr", "panel", "bitmask", "dense"])
@@ -141,8 +154,16 @@ def test_nan_and_infinity_go_through(form: str) -> None:
     a = gs.SparseMatrix.from_dense(w, gs.Mask.from_dense(w != 0), format=form)
     x = np.array([[np.nan, 1.0]], np.float32)
     assert np.isnan(gs.linear(x, a)[0, 0])
+    infinite = np.array([[np.inf], [-np.inf], [3e38], [-3e38], [np.nan]], np.float32)
+    one = gs.SparseMatrix.from_dense(np.ones((1, 1), np.float32), format=form)
     for activation in ACTIVATIONS:
         assert np.isnan(gs.linear(x, a, activation=activation)[0, 0]), activation
+        y = gs.linear(infinite, one, activation=activation)
+        assert y[0] >= 1, activation
+        assert np.isfinite(y[2:4]).all(), activation
+        slopes, _, _ = gs.SparseLinear(one, activation=activation).backward(np.ones_like(infinite[2:]), infinite[2:])
+        assert np.isfinite(slopes[:2]).all(), activation
+        assert np.isnan(slopes[2]) or activation in (None, "relu"), activation
     big = gs.linear(np.array([[np.inf, np.inf]], np.float32), gs.SparseMatrix.from_dense(w + 1, format=form))
     assert (big == np.inf).all()
 

@@ -22,7 +22,9 @@ function(gossamer_add_isa target name gnu msvc)
   if(MSVC)
     target_compile_options(gossamer_isa_${name} PRIVATE ${msvc})
   else()
-    target_compile_options(gossamer_isa_${name} PRIVATE ${gnu} -fno-lto -fno-exceptions -fno-math-errno)
+    # Without trapping maths both sides of a select may be computed, so loops with one become vectors; no result changes.
+    target_compile_options(gossamer_isa_${name} PRIVATE ${gnu} -fno-lto -fno-exceptions -fno-math-errno
+                                                        -fno-trapping-math)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
       # Its own AVX-512 header sets this one off (PR 105593).
       target_compile_options(gossamer_isa_${name} PRIVATE -Wno-maybe-uninitialized)

@@ -22,7 +22,7 @@ import numpy as np
 
 from gossamer import _core
 from gossamer._arrays import compute_dtype
-from gossamer.threads import blas_of_numpy
+from gossamer.threads import after_fork, blas_of_numpy
 
 KERNELS = ("csr", "panel", "bitmask", "dense")
 COLUMNS = (1, 2, 4, 8, 32, 128, 512)  # of X, at which costs are known
@@ -147,7 +147,7 @@ def _after_fork() -> None:
     _lock = threading.Lock()  # a thread that measures is not in the child
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)
 
 
 def machine_costs(dtype: Any = np.float32) -> Costs | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import os
 import re
 import threading
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from gossamer import _core
 from gossamer._arrays import Array, Host, compute_dtype, empty, host, is_float, matrix_shape
 from gossamer.masks import Mask, packed_bits
 from gossamer.plan import KERNELS, Plan, as_asked, as_pattern, choose
+from gossamer.threads import after_fork
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -36,7 +36,7 @@ def _after_fork() -> None:
     _process, _renewing = object(), threading.Lock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)
 
 
 class _PackingLock:
@@ -493,9 +493,12 @@ class SparseMatrix:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self._row_values(), tuple(self._plan), self._scales)
-        if self._structure._mask is None:  # of a matrix that is mostly empty it could be much larger than the CSR
-            return _rebuild, (self.shape, *self._structure.csr(), *rest)
-        return _rebuild_mask, (self.mask, *rest)
+        rows, cols = self.shape
+        if 8 * (rows + 1) + self.nnz * np.dtype(index_dtype(cols)).itemsize < rows * (
+            (cols + 7) // 8
+        ):  # the smaller one
+            return _rebuild, (self.shape, *self._structure.some_csr(), *rest)
+        return _rebuild_mask, (self._structure.some_mask(), *rest)
 
     def __repr__(self) -> str:
         return f"SparseMatrix(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, format={self.format!r})"
@@ -505,6 +508,8 @@ class SparseMatrix:
 def _rebuild(
     shape: tuple[int, int], indptr: Host, indices: Host, values: Host, plan: Any, scales: Host | None = None
 ) -> SparseMatrix:
+    if scales is not None and not isinstance(values, np.ndarray):
+        raise TypeError(f"SparseMatrix: values must be an array, got {values!r:.99}")
     a = SparseMatrix.from_csr(indptr, indices, values if scales is None else values.astype(np.float32), shape)
     return _restored(a._structure, values, plan, scales)
 
@@ -584,6 +589,10 @@ def _checked_int8(values: Any, scales: Any, rows: int, function: str) -> tuple[H
     known = isinstance(values, np.ndarray) and isinstance(scales, np.ndarray)
     if not known or values.dtype != np.int8 or scales.dtype != np.float32 or scales.shape != (rows,):
         raise ValueError(f"{function}: int8 values must have float32 scales of the shape {(rows,)}")
+    if not (np.isfinite(scales) & (scales >= 0)).all():
+        raise ValueError(f"{function}: scales must be finite and not negative, got others")
+    if values.size and values.min() < -127:
+        raise ValueError(f"{function}: int8 values must be in [-127, 127], got -128")
     return np.array(values, order="C"), np.array(scales, order="C")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -122,8 +122,13 @@ def _after_fork() -> None:
     before.lift()  # the thread that would have done it is not here
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def after_fork(renew: Callable[[], None]) -> None:
+    """Has ``renew`` called in every forked child, which lacks the threads that held locks; where there is fork."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)
+
+
+after_fork(_after_fork)
 
 
 def blas_of_numpy() -> list[tuple[Any, ...]]:

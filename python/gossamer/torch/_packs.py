@@ -8,7 +8,6 @@ makes on the way has another identity but the same storage; values by theirs and
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from gossamer._arrays import Host
 from gossamer.masks import Mask
 from gossamer.plan import KERNELS, Plan, as_asked
 from gossamer.sparse import SparseMatrix, Structure, _choose
+from gossamer.threads import after_fork
 from gossamer.torch._tensors import Tensor, view
 
 _PATTERNS = 1 << 14  # those alive; beyond them the ones that were used least lately are made again when needed
@@ -126,7 +126,7 @@ def _after_fork() -> None:
     _lock = threading.RLock()  # a thread that packs is not in the child
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)
 
 
 def pattern(packed: Tensor, cols: int, format: str) -> Pattern:
