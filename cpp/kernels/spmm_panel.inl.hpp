@@ -39,9 +39,9 @@ void spmm_panel(const Panel* panels, std::int64_t count, const std::uint8_t* col
       const Four<V> four = LoadFour<V>(values);
       std::uint32_t places;
       std::memcpy(&places, cols, sizeof places);
-      cols += 4;
       const auto add_row = [&]<int r>() {
-        const T* from = x + (places >> 8 * r & 0xFF) * width;
+        // Wide tiles have no load to spare, narrow ones no instruction.
+        const T* from = x + (chains == 1 ? places >> 8 * r & 0xFF : cols[r]) * width;
         const V value = Spread<r>(four);
         GOSSAMER_UNROLL for (int v = 0; v < vectors; ++v) sum[chain][r][v] =
             MulAdd(value, Load<V>(from + v * V::lanes), sum[chain][r][v]);
@@ -50,6 +50,7 @@ void spmm_panel(const Panel* panels, std::int64_t count, const std::uint8_t* col
       add_row.template operator()<1>();
       add_row.template operator()<2>();
       add_row.template operator()<3>();
+      cols += 4;
     };
     const auto take = [&](int steps, const auto& step) {
       const S* end = values + panel_rows * steps;

@@ -29,7 +29,7 @@ Job: TypeAlias = Callable[[], Any]
 # Seconds to wait for threads that spin after a call, on the cores that the next one needs: OpenBLAS's for 100 ms (2^28
 # cycles of the clock), Intel's OpenMP's for 200 ms.
 PAUSE = 0.5
-SHORT = 5e-3  # calls below this are repeated untimed for as long after the pause, which has put all threads to sleep
+SHORT = 25e-3  # calls below this are repeated untimed for as long after the pause: threads, clocks and caches wake up
 TURN = 200e-6  # and a turn takes at least this long, so that the clock does not count
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 ENVIRONMENT = ("OPENBLAS_", "MKL_", "OMP_", "GOMP_", "KMP_", "GOSSAMER_")  # beginnings of what changes the figures
@@ -72,7 +72,7 @@ class Contestant:
             except AssertionError as error:
                 raise WrongAnswerError(f"bench: {self.name}: {error}") from error
         del answer
-        self._calls = 1 if first > 10 * SHORT else max(1, math.ceil(TURN / max(self._once(1), 1e-9)))
+        self._calls = 1 if first > 2 * SHORT else max(1, math.ceil(TURN / max(self._once(1), 1e-9)))
 
     def turn(self, pause: float) -> None:
         settle(pause)
