@@ -180,6 +180,24 @@ def test_every_way_to_change_values_is_noticed() -> None:
     check()
 
 
+@pytest.mark.parametrize("format", ["panel", "dense"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_change_few_values_are_noticed(fused: bool, format: str) -> None:
+    _, layer = _pair(300, 200, format)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.05, fused=fused)  # fused changes no version counter
+    probe = torch.randn(9, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for column in range(3, 200, 20):
+        x = torch.zeros(4, 200)
+        x[:, column] = 1.0  # no other weight has a gradient
+        layer(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        y = layer(probe)
+        torch.testing.assert_close(y, torch.nn.functional.linear(probe, layer.weight, layer.bias))
+        (dx,) = torch.autograd.grad(y.sum(), probe)
+        torch.testing.assert_close(dx, layer.weight.detach().sum(0).expand(9, 200))
+
+
 def test_a_changed_mask_is_another_pattern_and_an_equal_one_is_not() -> None:
     _, layer = _pair(30, 40, "panel")
     x = torch.ones(9, 40)

@@ -103,6 +103,7 @@ def _value_gradient(dy: Tensor, x: Tensor, mask: Tensor, nnz: int, format: str, 
     known = pattern(mask, x.shape[-1], format)
     if nnz != known.mask.nnz:
         raise ValueError(f"SparseLinear.backward: nnz must be that of mask, {known.mask.nnz}, got {nnz}")
+    known.expect_new_values()
     a = SparseMatrix._make(known.structure, view(dy.new_empty(nnz)), _SINGLE["csr"])
     return torch.from_numpy(value_gradient(view(_flat(dy)), view(_flat(x)), a)).to(dtype)
 

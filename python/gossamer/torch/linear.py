@@ -25,9 +25,10 @@ class SparseLinear(nn.Module):
     state for nothing else; the pattern is the buffer ``packed_mask`` (the layout of :class:`gossamer.Mask`). Forward
     and backward run gossamer's kernels: ``dx`` by the transpose, the values' gradient only where a weight is kept.
     Nothing is packed again until the values change, and then only they are; CSR and bitmask products read them where
-    they are. In-place operations are always noticed. A write through ``.data`` changes no version counter; it is
-    noticed where it changes one of about 64 values that are compared at every call (else say
-    ``torch.autograd.graph.increment_version(layer.values)``).
+    they are. In-place operations are always noticed, and after a backward pass that gave the values a gradient they
+    are packed anew. Other writes that change no version counter (through ``.data``, or by a fused optimizer after one
+    more forward pass) are noticed where they change one of about 64 values that are compared at every call; else say
+    ``torch.autograd.graph.increment_version(layer.values)``, and so after a write to ``packed_mask.data``.
 
     Parameters
     ----------
