@@ -21,9 +21,7 @@ from gossamer.layers import value_gradient
 from gossamer.multiply import linear as product
 from gossamer.sparse import SparseMatrix
 from gossamer.torch._packs import _SINGLE, pattern
-from gossamer.torch._tensors import Tensor, view
-
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from gossamer.torch._tensors import FLOATS, Tensor, view
 
 _library = torch.library.Library("gossamer", "DEF")
 _library.define(

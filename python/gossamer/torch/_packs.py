@@ -89,8 +89,8 @@ class Pattern:
     def expect_new_values(self) -> None:
         """What is packed goes: a gradient by the values was asked for, so they are about to be changed.
 
-        PyTorch's fused optimizers and writes through ``.data`` change no version counter, and of a step that changes few
-        values (rare inputs) the sample may see none.
+        PyTorch's fused optimizers and writes through ``.data`` change no version counter, and of a step that changes
+        few values (rare inputs) the sample may see none.
         """
         with _lock:
             self._packs.clear()
