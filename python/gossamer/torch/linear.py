@@ -203,9 +203,8 @@ class SparseLinear(nn.Module):
             return
         if given:
             try:
-                nnz = self._checked_nnz(
-                    *(state_dict[name] for name in names), state_dict.get(f"{prefix}bias", self.bias)
-                )
+                values, packed = (state_dict[name] for name in names)
+                nnz = self._checked_nnz(values, packed, state_dict.get(f"{prefix}bias", self.bias))
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
                 return
