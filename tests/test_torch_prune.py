@@ -503,10 +503,11 @@ def test_collect_sees_what_a_convolution_multiplies(conv: Any) -> None:
     torch.testing.assert_close(product.transpose(1, 2).reshape(y.shape), y.detach())
     assert torch.equal(seen[1][0], seen[0][0])
     masks = gt.prune_(layer, sparsity=0.5, apply=False)
-    dense = y.detach()
+    dense, before = y.detach(), layer.weight.detach().clone()
     plain = copy.deepcopy(layer)
     gt.prune_(plain, sparsity=0.5)
-    gt.compensate_(layer, masks, stats, method="exact")
+    gt.compensate_(layer, masks, stats)
+    assert torch.equal(layer.weight, gs.compensate(before, masks["weight"], stats["weight"]))
     assert (layer(x) - dense).square().sum() < (plain(x) - dense).square().sum()
 
 

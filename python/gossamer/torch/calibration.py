@@ -130,13 +130,13 @@ def compensate_(
     masks: Mapping[str, Mask],
     stats: Mapping[str, Stats],
     *,
-    method: str = "obs",
+    method: str = "exact",
     damping: float = 0.01,
 ) -> None:
     """Prunes a module's weights by masks and gives the kept ones new values, layer by layer, in place.
 
-    :func:`gossamer.compensate` for the weights of a module: ``"obs"`` is SparseGPT's sweep (arXiv 2301.00774),
-    ``"exact"`` the least-squares refit.
+    :func:`gossamer.compensate` for the weights of a module: ``"exact"`` is the least-squares refit, ``"obs"``
+    SparseGPT's sweep (arXiv 2301.00774).
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def compensate_(
     masks, stats : by names of weights, as of :func:`prune_` and ``collect(module, "hessian")``; only layers with a mask
         change. To go through a network in order, so that each layer makes up for what those before it lost, collect,
         find the mask and compensate one layer (or block) after the other with ``include=``.
-    method, damping : as in :func:`gossamer.compensate`.
+    method, damping : as in :func:`gossamer.compensate`, the defaults too.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def compensate_(
     >>> masks = gt.prune_(layer, sparsity=0.5, apply=False)
     >>> before = float((torch.nn.functional.linear(x, layer.weight * torch.from_numpy(masks["weight"].to_dense()),
     ...                                            layer.bias) - dense).square().sum().detach())
-    >>> gt.compensate_(layer, masks, stats, method="exact")
+    >>> gt.compensate_(layer, masks, stats)
     >>> float((layer(x) - dense).square().sum().detach()) < before
     True
     """
