@@ -22,15 +22,11 @@ PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.C
 
 def view(tensor: Tensor) -> Host:
     """A numpy array on the memory of a dense CPU tensor, of bfloat16 too."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
     found: Host
     if tensor.dtype == torch.bfloat16:  # numpy does not know it: the same bits as integers
-        found = tensor.view(torch.int16).numpy().view(BFLOAT16)
+        found = tensor.detach().resolve_neg().view(torch.int16).numpy().view(BFLOAT16)
     else:
-        found = tensor.numpy()
+        found = tensor.numpy(force=True)  # of parameters and of negative views too
     return found
 
 
