@@ -180,6 +180,24 @@ def test_every_way_to_change_values_is_noticed() -> None:
     check()
 
 
+@pytest.mark.parametrize("format", ["panel", "dense"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_change_few_values_are_noticed(fused: bool, format: str) -> None:
+    _, layer = _pair(300, 200, format)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.05, fused=fused)  # fused changes no version counter
+    probe = torch.randn(9, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for column in range(3, 200, 20):
+        x = torch.zeros(4, 200)
+        x[:, column] = 1.0  # no other weight has a gradient
+        layer(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        y = layer(probe)
+        torch.testing.assert_close(y, torch.nn.functional.linear(probe, layer.weight, layer.bias))
+        (dx,) = torch.autograd.grad(y.sum(), probe)
+        torch.testing.assert_close(dx, layer.weight.detach().sum(0).expand(9, 200))
+
+
 def test_a_changed_mask_is_another_pattern_and_an_equal_one_is_not() -> None:
     _, layer = _pair(30, 40, "panel")
     x = torch.ones(9, 40)
@@ -297,6 +315,10 @@ def test_conversions_of_dtype() -> None:
         tolerance = TOLERANCE[x.dtype]
         torch.testing.assert_close(layer(x), dense(x), rtol=tolerance, atol=10 * tolerance)
     assert layer.to(torch.bfloat16).values.dtype == torch.bfloat16
+    mask = layer.mask
+    layer.type(torch.float64)  # which converts integers too
+    assert layer.mask == mask
+    torch.testing.assert_close(layer(x.double()), dense.bfloat16().double()(x.double()))
 
 
 def test_copies_are_independent() -> None:
@@ -409,15 +431,17 @@ def test_a_state_dict_brings_its_pattern() -> None:
             "values must be a dense tensor that holds data, got torch.sparse",
         ),
         ({"packed_mask": None}, "packed_mask must be a tensor, got NoneType"),
-        ({"bias": torch.zeros(7)}, "size mismatch for bias"),
+        ({"bias": torch.zeros(7)}, r"bias must have the shape \(30,\), got \(7,\)"),
+        ({"bias": None}, r"bias must have the shape \(30,\), got NoneType"),
     ],
     ids=str,
 )
 def test_hostile_state_dicts_are_refused_and_change_nothing(changes: dict[str, Any], message: str) -> None:
     _, layer = _pair(30, 40)
     before = copy.deepcopy(layer.state_dict())
+    other = gt.SparseLinear(40, 30, mask=gs.topk_mask(np.random.default_rng(0).random((30, 40)), nnz=360)).state_dict()
     with pytest.raises(RuntimeError, match=message):
-        layer.load_state_dict({**layer.state_dict(), **changes})
+        layer.load_state_dict({**other, **changes})
     after = layer.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -460,6 +484,14 @@ def test_wrong_arguments() -> None:
         layer(torch.ones(()))
     with pytest.raises(TypeError, match=r"^SparseLinear: x must be float32.*got torch.int64"):
         layer(torch.ones(9, 40, dtype=torch.int64))
+    for x in (None, [1.0] * 40, np.ones((9, 40), np.float32)):
+        with pytest.raises(TypeError, match=rf"^SparseLinear: x must be a tensor, got {type(x).__name__}"):
+            layer(x)
+    with pytest.raises(MemoryError, match=r"^SparseLinear: not enough memory for an array of shape"):
+        gt.SparseLinear(1 << 40, 1 << 40)
+    for what, dense in (("meta", torch.nn.Linear(4, 3, device="meta")), ("uninitialized", torch.nn.LazyLinear(3))):
+        with pytest.raises(TypeError, match=rf"^SparseLinear.from_dense: the weight must hold data, got an? {what}"):
+            gt.SparseLinear.from_dense(dense)
     with pytest.raises(TypeError, match=r"^SparseLinear: in_features must be an int, got 4.5"):
         gt.SparseLinear(4.5, 3)
     with pytest.raises(ValueError, match=r"^SparseLinear: out_features must not be negative, got -1"):

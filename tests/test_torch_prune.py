@@ -119,6 +119,47 @@ def test_shared_weights_are_pruned_once() -> None:
     assert int((second.weight == 0).sum()) == 200
 
 
+def test_weights_without_data_and_of_other_dtypes_are_refused() -> None:
+    whole = torch.nn.Linear(4, 3)
+    whole.weight = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.int32), requires_grad=False)
+    cases = [
+        (torch.nn.LazyLinear(3), "'0.weight' must hold data, got an uninitialized tensor"),
+        (torch.nn.Linear(4, 3, device="meta"), "'0.weight' must hold data, got a meta tensor"),
+        (whole, "'0.weight' must be float32, float64, float16 or bfloat16, got torch.int32"),
+        (torch.nn.Linear(4, 3, dtype=torch.complex64), "'0.weight' must be float32, .* got torch.complex64"),
+        (torch.nn.Conv2d(4, 3, 1).to(torch.float8_e4m3fn), "'0.weight' must be float32, .* got torch.float8_e4m3fn"),
+    ]
+    for layer, message in cases:
+        for call in (gt.prune_, gt.sparsify_):
+            with pytest.raises(TypeError, match=f"^{call.__name__}: {message}"):
+                call(torch.nn.Sequential(layer, torch.nn.Linear(4, 3)), sparsity=0.5)
+    for module in (torch.nn.Embedding(4, 3), torch.nn.ReLU(), torch.nn.Sequential(torch.nn.Embedding(4, 3))):
+        with pytest.raises(ValueError, match=r"^prune_: module must have a Linear or Conv weight"):
+            gt.prune_(module, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+)
+def test_convolutions_of_all_kinds_and_layouts(kind: str) -> None:
+    layer = getattr(torch.nn, kind)(4, 6, 3)
+    if kind.endswith("2d"):
+        layer.to(memory_format=torch.channels_last)
+    expected, mask = gs.prune(layer.weight.detach().contiguous(), sparsity=0.5)
+    assert gt.prune_(layer, sparsity=0.5) == {"weight": mask}
+    assert torch.equal(layer.weight, expected)
+
+
+@pytest.mark.parametrize("group", [None, "global"])
+def test_layers_of_several_dtypes(group: str | None) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(16, 16, dtype=dtype) for dtype in DTYPES))
+    before = {f"{i}.weight": layer.weight.detach().clone() for i, layer in enumerate(model)}
+    expected, masks = gs.prune(before, sparsity=0.7, group=group)
+    assert gt.prune_(model, sparsity=0.7, group=group) == masks
+    assert all(torch.equal(layer.weight, expected[f"{i}.weight"]) for i, layer in enumerate(model))
+
+
 def test_errors_of_prune_change_nothing() -> None:
     model = _network()
     before = _weights(model)
@@ -129,6 +170,7 @@ def test_errors_of_prune_change_nothing() -> None:
         (ValueError, r"^prune_: stats must be given for method 'wanda'", {"method": "wanda"}),
         (ValueError, r"^prune_: module must have a Linear or Conv weight that", {"include": "nothing*"}),
         (TypeError, r"^prune_: include must be globs of type str, got 3", {"include": [3]}),
+        (TypeError, r"^prune_: exclude must be globs of type str, got 3", {"exclude": 3}),
         (ValueError, r"^prune_: sparsity or nnz must have an entry for every tensor", {"sparsity": {"0.weight": 0.5}}),
         (ValueError, r'^prune_: sparsity and nnz must be one number for group "global"',
          {"sparsity": dict.fromkeys(NAMES, 0.5), "group": "global"}),
@@ -279,6 +321,18 @@ def test_layers_that_stay_dense() -> None:
     assert int((model["own"].weight == 0).sum()) == 128  # pruned all the same
 
 
+def test_a_layer_that_is_called_in_several_places_is_replaced() -> None:
+    layer = torch.nn.Linear(20, 20)
+    model = torch.nn.Sequential(layer, torch.nn.Tanh(), layer)
+    gt.prune_(model, sparsity=0.5)
+    x = torch.rand(3, 20)
+    expected = model(x)
+    done = gt.sparsify_(model, format="csr")
+    assert [(name, one.replaced) for name, one in done.items()] == [("0.weight", True)]
+    assert type(model[2]) is gt.SparseLinear
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_errors_of_sparsify_change_nothing() -> None:
     model = _network()
     before = _weights(model)
@@ -297,6 +351,8 @@ def test_errors_of_sparsify_change_nothing() -> None:
          {"mask": {**half, "5.weight": masks["5.weight"]}, "format": "2:4"}),
         (ValueError, r"^sparsify_: batch must be a positive int or None, got 0", {"batch": 0}),
         (TypeError, r"unexpected keyword argument 'sparsiti'", {"sparsiti": 0.5}),
+        (TypeError, r"^sparsify_: mask must be a mapping by names of weights, got int", {"mask": 3}),
+        (TypeError, r"^sparsify_: apply must not be given", {"sparsity": 0.5, "apply": False}),
     ]  # fmt: skip
     for error, message, arguments in cases:
         with pytest.raises(error, match=message):
@@ -409,6 +465,20 @@ def test_collect_sees_what_flows_into_each_linear(kind: str, dtype: Any) -> None
     assert masks == gs.prune(before, method=method, sparsity=0.5, stats=expected)[1]
 
 
+def test_collect_sees_the_inputs_of_all_that_share_a_weight() -> None:
+    first, second = torch.nn.Linear(20, 20), torch.nn.Linear(20, 20)
+    second.weight = first.weight
+    x, expected = torch.rand(9, 20), gs.Stats("norm")
+    with gt.collect(torch.nn.Sequential(first, torch.nn.Tanh(), second, first), "norm") as stats, torch.no_grad():
+        hidden = torch.tanh(first.forward(x))
+        for seen in (x, hidden, second.forward(hidden)):
+            expected.update(seen)
+        torch.nn.Sequential(first, torch.nn.Tanh(), second, first)(x)
+    assert list(stats) == ["0.weight"]
+    assert stats["0.weight"].count == expected.count == 27
+    assert (stats["0.weight"].values == expected.values).all()
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.parametrize(
     "conv",
@@ -433,10 +503,11 @@ def test_collect_sees_what_a_convolution_multiplies(conv: Any) -> None:
     torch.testing.assert_close(product.transpose(1, 2).reshape(y.shape), y.detach())
     assert torch.equal(seen[1][0], seen[0][0])
     masks = gt.prune_(layer, sparsity=0.5, apply=False)
-    dense = y.detach()
+    dense, before = y.detach(), layer.weight.detach().clone()
     plain = copy.deepcopy(layer)
     gt.prune_(plain, sparsity=0.5)
-    gt.compensate_(layer, masks, stats, method="exact")
+    gt.compensate_(layer, masks, stats)
+    assert torch.equal(layer.weight, gs.compensate(before, masks["weight"], stats["weight"]))
     assert (layer(x) - dense).square().sum() < (plain(x) - dense).square().sum()
 
 
@@ -505,4 +576,8 @@ def test_errors_of_compensate() -> None:
         gt.compensate_(model, masks["0.weight"], stats)
     with pytest.raises(ValueError, match=r"^compensate: method must be one of"):
         gt.compensate_(model, masks, stats, method="no")
+    model.append(torch.nn.Linear(4, 4))
+    masks["1.weight"] = gs.topk_mask(np.ones((4, 4)), sparsity=0.5)
+    with pytest.raises(ValueError, match=r"^compensate: .*'1.weight'"):
+        gt.compensate_(model, masks, {**stats, "1.weight": gs.Stats("hessian")})
     assert torch.equal(model[0].weight, before)

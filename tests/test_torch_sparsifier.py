@@ -120,6 +120,39 @@ def test_sparsities_of_layers_stats_and_the_way_to_sparse_layers() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
+def test_scaled_clipped_and_accumulated_gradients_in_several_groups() -> None:
+    model = _model().to(memory_format=torch.channels_last)
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.1},
+        {"params": [*model[3].parameters(), *model[5].parameters()]},
+    ]
+    optimizer, scaler = torch.optim.AdamW(groups, 0.01, fused=True), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    schedule, regrow = gs.Cubic(0, 8, 2), gs.RigL(0.3, 10)
+    sparsifier = gt.Sparsifier(model, optimizer, "taylor", 0.8, schedule=schedule, regrow=regrow)
+    for step in range(12):
+        for part in range(2):
+            x, y = torch.randn(8, 2, 6, 6), torch.randint(5, (8,))
+            with torch.autocast("cpu", torch.bfloat16, enabled=part == 1):
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+            scaler.scale(loss / 2).backward()
+        if step == 4:
+            model[0].weight.grad[0, 0] = torch.inf
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        before = scaler.get_scale()
+        scaler.update()
+        if scaler.get_scale() >= before:
+            sparsifier.step()
+        optimizer.zero_grad(set_to_none=True)
+        for parameter, kept in _kept(model, sparsifier):
+            state = [t for t in optimizer.state[parameter].values() if t.shape == kept.shape]
+            assert len(state) == 2
+            assert not any(tensor[~kept].any() for tensor in (parameter.detach(), *state))
+    assert sparsifier.steps == 11  # one was skipped
+    assert sparsifier.sparsity == pytest.approx(0.8, abs=0.01)
+
+
 def test_going_on_from_a_saved_state_is_the_same_run() -> None:
     def run(interrupt: bool) -> Any:
         model = _model()

@@ -21,9 +21,7 @@ from gossamer.layers import value_gradient
 from gossamer.multiply import linear as product
 from gossamer.sparse import SparseMatrix
 from gossamer.torch._packs import _SINGLE, pattern
-from gossamer.torch._tensors import Tensor, view
-
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from gossamer.torch._tensors import FLOATS, Tensor, view
 
 _library = torch.library.Library("gossamer", "DEF")
 _library.define(
@@ -40,20 +38,18 @@ _library.define(
 )
 
 
-def _check(function: str, name: str, x: Tensor, width: Any, /, **others: Tensor | None) -> None:
+def _check(function: str, mask: Tensor, name: str, x: Tensor, width: Any) -> None:
     """Dtypes and shapes that need no look at the mask's bits."""
-    for argument, tensor in {name: x, **others}.items():
-        if tensor is None:
-            continue
-        if argument == "mask":
-            if tensor.dtype != torch.uint8 or tensor.ndim != 2:
-                raise TypeError(
-                    f"{function}: mask must be uint8 [out, bytes], got {tensor.dtype} {tuple(tensor.shape)}"
-                )
-        elif tensor.dtype not in FLOATS:
-            raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if mask.dtype != torch.uint8 or mask.ndim != 2:
+        raise TypeError(f"{function}: mask must be uint8 [out, bytes], got {mask.dtype} {tuple(mask.shape)}")
+    _check_float(function, name, x)
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{function}: {name} must have the shape [..., {width}], got {tuple(x.shape)}")
+
+
+def _check_float(function: str, name: str, x: Tensor) -> None:
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{function}: {name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
 def _matrix(function: str, values: Tensor, mask: Tensor, cols: int, format: str, n: int, transposed: bool) -> Any:
@@ -79,9 +75,12 @@ def _linear(x: Tensor, values: Tensor, mask: Tensor, bias: Tensor | None, in_fea
 
 
 def _linear_fake(x: Tensor, values: Tensor, mask: Tensor, bias: Tensor | None, in_features: int, format: str) -> Tensor:
-    _check("SparseLinear", "x", x, in_features, values=values, mask=mask, bias=bias)
-    if bias is not None and bias.shape != (mask.shape[0],):
-        raise ValueError(f"SparseLinear: bias must have the shape ({mask.shape[0]},), got {tuple(bias.shape)}")
+    _check("SparseLinear", mask, "x", x, in_features)
+    _check_float("SparseLinear", "values", values)
+    if bias is not None:
+        _check_float("SparseLinear", "bias", bias)
+        if bias.shape != mask.shape[:1]:
+            raise ValueError(f"SparseLinear: bias must have the shape ({mask.shape[0]},), got {tuple(bias.shape)}")
     return x.new_empty((*x.shape[:-1], mask.shape[0]))
 
 
@@ -94,7 +93,8 @@ def _input_gradient(dy: Tensor, values: Tensor, mask: Tensor, in_features: int, 
 
 
 def _input_gradient_fake(dy: Tensor, values: Tensor, mask: Tensor, in_features: int, format: str) -> Tensor:
-    _check("SparseLinear.backward", "dy", dy, mask.shape[0], values=values, mask=mask)
+    _check("SparseLinear.backward", mask, "dy", dy, mask.shape[0])
+    _check_float("SparseLinear.backward", "values", values)
     return dy.new_empty((*dy.shape[:-1], in_features))
 
 
@@ -103,12 +103,14 @@ def _value_gradient(dy: Tensor, x: Tensor, mask: Tensor, nnz: int, format: str, 
     known = pattern(mask, x.shape[-1], format)
     if nnz != known.mask.nnz:
         raise ValueError(f"SparseLinear.backward: nnz must be that of mask, {known.mask.nnz}, got {nnz}")
+    known.expect_new_values()
     a = SparseMatrix._make(known.structure, view(dy.new_empty(nnz)), _SINGLE["csr"])
     return torch.from_numpy(value_gradient(view(_flat(dy)), view(_flat(x)), a)).to(dtype)
 
 
 def _value_gradient_fake(dy: Tensor, x: Tensor, mask: Tensor, nnz: int, format: str, dtype: torch.dtype) -> Tensor:
-    _check("SparseLinear.backward", "dy", dy, mask.shape[0], x=x, mask=mask)
+    _check("SparseLinear.backward", mask, "dy", dy, mask.shape[0])
+    _check_float("SparseLinear.backward", "x", x)
     if x.shape[:-1] != dy.shape[:-1]:
         raise ValueError(
             f"SparseLinear.backward: x must have the leading axes of dy, {tuple(dy.shape[:-1])}, "

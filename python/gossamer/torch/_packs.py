@@ -24,7 +24,7 @@ from gossamer.torch._tensors import Tensor, view
 
 _PATTERNS = 1 << 14  # those alive; beyond them the ones that were used least lately are made again when needed
 _VALUES = 4  # tensors of values that one pattern keeps packs of
-_SAMPLE = 64  # of the values, compared at every call: most writes through ``.data`` change no version counter
+_SAMPLE = 64  # of the values, compared at every call: writes through ``.data`` change no version counter
 _SINGLE = {kernel: as_asked(kernel) for kernel in KERNELS}
 
 
@@ -85,6 +85,15 @@ class Pattern:
                 made = SparseMatrix._make(self.structure, data, form)
                 known[kernel] = _in_form(made.T, kernel) if transposed else made
             return known[kernel]
+
+    def expect_new_values(self) -> None:
+        """What is packed goes: a gradient by the values was asked for, so they are about to be changed.
+
+        PyTorch's fused optimizers and writes through ``.data`` change no version counter, and of a step that changes
+        few values (rare inputs) the sample may see none.
+        """
+        with _lock:
+            self._packs.clear()
 
     def _packs_of(self, values: Tensor, data: Host) -> _Packs:
         storage = values.untyped_storage()

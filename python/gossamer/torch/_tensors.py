@@ -9,26 +9,24 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gossamer._arrays import BFLOAT16, Host
 
 Tensor: TypeAlias = torch.Tensor
 Globs: TypeAlias = str | Iterable[str] | None
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def view(tensor: Tensor) -> Host:
     """A numpy array on the memory of a dense CPU tensor, of bfloat16 too."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
     found: Host
     if tensor.dtype == torch.bfloat16:  # numpy does not know it: the same bits as integers
-        found = tensor.view(torch.int16).numpy().view(BFLOAT16)
+        found = tensor.detach().resolve_neg().view(torch.int16).numpy().view(BFLOAT16)
     else:
-        found = tensor.numpy()
+        found = tensor.numpy(force=True)  # of parameters and of negative views too
     return found
 
 
@@ -59,6 +57,7 @@ def layers(
                     f"{function}: {name!r} must be a parameter, got {type(weight).__name__} (for one that "
                     "torch.nn.utils made, call remove or remove_parametrizations first)"
                 )
+            require_data(weight, function, repr(name))
             if id(weight) not in seen:
                 seen.add(id(weight))
                 found[name] = layer
@@ -66,6 +65,15 @@ def layers(
         what = " or ".join(kind.__name__ for kind in kinds) if len(kinds) < 3 else "Linear or Conv"
         raise ValueError(f"{function}: module must have a {what} weight that include and exclude leave, got none")
     return found
+
+
+def require_data(tensor: Tensor, function: str, argument: str) -> None:
+    """Raises TypeError for a parameter without memory and for a dtype that gossamer does not have."""
+    lazy = is_lazy(tensor)
+    if lazy or tensor.is_meta:
+        raise TypeError(f"{function}: {argument} must hold data, got {'an uninitialized' if lazy else 'a meta'} tensor")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
 
 
 def _weights(module: nn.Module, kinds: tuple[type, ...]) -> Iterator[tuple[str, Any, nn.Module]]:
@@ -77,6 +85,8 @@ def _weights(module: nn.Module, kinds: tuple[type, ...]) -> Iterator[tuple[str, 
 def _globs(given: Globs, function: str, argument: str) -> tuple[str, ...] | None:
     if given is None:
         return None
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{function}: {argument} must be globs of type str, got {given!r}")
     patterns = (given,) if isinstance(given, str) else tuple(given)
     for pattern in patterns:
         if not isinstance(pattern, str):

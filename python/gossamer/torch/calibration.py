@@ -14,10 +14,11 @@ from gossamer._arrays import require_number, require_text
 from gossamer.compensation import compensate
 from gossamer.masks import Mask
 from gossamer.stats import Stats
-from gossamer.torch._tensors import Globs, Tensor, changed, layers
+from gossamer.torch._tensors import Globs, Tensor, layers
 from gossamer.torch.pruning import weights_of
 
 _KINDS = ("norm", "hessian")
+_WATCHED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 @contextmanager
@@ -43,8 +44,9 @@ def collect(
 
     Returns
     -------
-    ``{name of the weight: Stats}``, which stay usable after the block, when nothing is watched any more. A layer that
-    was not called has no data. (Run the module itself: one that ``torch.compile`` compiled before calls no new hooks.)
+    ``{name of the weight: Stats}``, which stay usable after the block, when nothing is watched any more. Layers that
+    share a weight share its Stats, under the first name. A layer that was not called has no data. (Run the module
+    itself: one that ``torch.compile`` compiled before calls no new hooks.)
 
     Raises
     ------
@@ -70,7 +72,12 @@ def collect(
     for name, layer in watched.items():
         _check(layer, f, name)
     stats = {name: Stats(kind, decay=decay) for name in watched}
-    hooks = [layer.register_forward_pre_hook(_hook(stats[name]), with_kwargs=True) for name, layer in watched.items()]
+    of_weight = {id(layer.weight): stats[name] for name, layer in watched.items()}
+    hooks = [
+        layer.register_forward_pre_hook(_hook(of_weight[id(weight)]), with_kwargs=True)
+        for layer in module.modules()
+        if isinstance(layer, _WATCHED) and id(weight := layer._parameters.get("weight")) in of_weight
+    ]
     try:
         yield stats
     finally:
@@ -81,7 +88,7 @@ def collect(
 def _check(layer: nn.Module, function: str, name: str) -> None:
     if isinstance(layer, nn.Linear):
         return
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d) or layer.groups != 1:
+    if not isinstance(layer, _WATCHED) or layer.groups != 1:
         groups = getattr(layer, "groups", 1)
         raise NotImplementedError(
             f"{function}: module must have Linear, Conv1d and Conv2d layers without groups (exclude others), got "
@@ -123,13 +130,13 @@ def compensate_(
     masks: Mapping[str, Mask],
     stats: Mapping[str, Stats],
     *,
-    method: str = "obs",
+    method: str = "exact",
     damping: float = 0.01,
 ) -> None:
     """Prunes a module's weights by masks and gives the kept ones new values, layer by layer, in place.
 
-    :func:`gossamer.compensate` for the weights of a module: ``"obs"`` is SparseGPT's sweep (arXiv 2301.00774),
-    ``"exact"`` the least-squares refit.
+    :func:`gossamer.compensate` for the weights of a module: ``"exact"`` is the least-squares refit, ``"obs"``
+    SparseGPT's sweep (arXiv 2301.00774).
 
     Parameters
     ----------
@@ -137,13 +144,13 @@ def compensate_(
     masks, stats : by names of weights, as of :func:`prune_` and ``collect(module, "hessian")``; only layers with a mask
         change. To go through a network in order, so that each layer makes up for what those before it lost, collect,
         find the mask and compensate one layer (or block) after the other with ``include=``.
-    method, damping : as in :func:`gossamer.compensate`.
+    method, damping : as in :func:`gossamer.compensate`, the defaults too.
 
     Raises
     ------
     TypeError, ValueError
-        A name without a weight or statistics; as :func:`gossamer.compensate`. Layers before the one concerned have
-        changed, the others not.
+        A name without a weight or statistics; as :func:`gossamer.compensate`. Nothing has then changed: all new weights
+        are found before the first is written.
 
     Examples
     --------
@@ -155,7 +162,7 @@ def compensate_(
     >>> masks = gt.prune_(layer, sparsity=0.5, apply=False)
     >>> before = float((torch.nn.functional.linear(x, layer.weight * torch.from_numpy(masks["weight"].to_dense()),
     ...                                            layer.bias) - dense).square().sum().detach())
-    >>> gt.compensate_(layer, masks, stats, method="exact")
+    >>> gt.compensate_(layer, masks, stats)
     >>> float((layer(x) - dense).square().sum().detach()) < before
     True
     """
@@ -169,10 +176,7 @@ def compensate_(
         missing = [name for name in masks if name not in known]
         if missing:
             raise ValueError(f"{f}: {what} must have an entry for every mask, got none for {missing[0]!r}")
-    for name, mask in masks.items():
-        weight = weights[name].detach()
-        one = {name: weight}
-        found = compensate(one, {name: mask}, {name: stats[name]}, method=method, damping=damping)[name]
-        with torch.no_grad():
-            weight.copy_(found)
-        changed(weights[name])
+    dense = {name: weights[name].detach() for name in masks}
+    with torch.no_grad():
+        for name, found in compensate(dense, masks, stats, method=method, damping=damping).items():
+            weights[name].copy_(found)

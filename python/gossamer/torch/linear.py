@@ -15,7 +15,7 @@ from gossamer.masks import Mask, packed_bits
 from gossamer.sparse import SparseMatrix, Structure, _choose, _restored, _structure_of
 from gossamer.torch import _operators
 from gossamer.torch._packs import pattern
-from gossamer.torch._tensors import Tensor, view
+from gossamer.torch._tensors import FLOATS, Tensor, require_data, view
 
 
 class SparseLinear(nn.Module):
@@ -25,9 +25,10 @@ class SparseLinear(nn.Module):
     state for nothing else; the pattern is the buffer ``packed_mask`` (the layout of :class:`gossamer.Mask`). Forward
     and backward run gossamer's kernels: ``dx`` by the transpose, the values' gradient only where a weight is kept.
     Nothing is packed again until the values change, and then only they are; CSR and bitmask products read them where
-    they are. In-place operations are always noticed. A write through ``.data`` changes no version counter; it is
-    noticed where it changes one of about 64 values that are compared at every call (else say
-    ``torch.autograd.graph.increment_version(layer.values)``).
+    they are. In-place operations are always noticed, and after a backward pass that gave the values a gradient they
+    are packed anew. Other writes that change no version counter (through ``.data``, or by a fused optimizer after one
+    more forward pass) are noticed where they change one of about 64 values that are compared at every call; else say
+    ``torch.autograd.graph.increment_version(layer.values)``, and so after a write to ``packed_mask.data``.
 
     Parameters
     ----------
@@ -48,8 +49,9 @@ class SparseLinear(nn.Module):
       cast. Derivatives of any order work.
     - ``load_state_dict`` takes the pattern of the state dict: where it is another one of the same shape, ``values``
       gets that pattern's length (an optimizer made before then has state of the wrong length). ``values`` and
-      ``packed_mask`` belong together: where one is missing neither is loaded. What does not fit is reported as an error
-      of this module, which is then unchanged.
+      ``packed_mask`` belong together: where one is missing neither is loaded. A tensor that does not fit is reported as
+      an error of this module, which is then unchanged; entries that are missing or too many are reported as PyTorch
+      does, after the others were loaded.
     - ``.to``, ``.half()`` and the like convert values and bias. CUDA is refused at the first call.
     - ``weight`` is a dense tensor made at each access, for code that looks at it (and to differentiate through).
       ``torch.nn.TransformerEncoderLayer`` in eval mode without gradients reads it instead of calling the layer:
@@ -82,7 +84,7 @@ class SparseLinear(nn.Module):
     ) -> None:
         super().__init__()
         shape = _size(out_features, "out_features"), _size(in_features, "in_features")
-        kept = _mask(np.ones(shape, bool) if mask is None else mask, shape)
+        kept = _full(shape) if mask is None else _mask(mask, shape)
         values = torch.empty(kept.nnz, device=device, dtype=dtype)
         self._take(kept, format, values, None)
         if bias:
@@ -97,6 +99,7 @@ class SparseLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"SparseLinear.from_dense: linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        require_data(linear.weight, "SparseLinear.from_dense", "the weight")
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         bias = linear.bias
@@ -115,7 +118,7 @@ class SparseLinear(nn.Module):
 
     def _take(self, mask: Mask, format: str, values: Tensor, bias: nn.Parameter | None) -> None:
         """What a new layer holds; an error leaves it as it was."""
-        if values.dtype not in _operators.FLOATS:
+        if values.dtype not in FLOATS:
             raise TypeError(f"SparseLinear: dtype must be float32, float64, float16 or bfloat16, got {values.dtype}")
         _check_format(mask, format)
         self.out_features, self.in_features = mask.shape
@@ -124,6 +127,11 @@ class SparseLinear(nn.Module):
             self.values = nn.Parameter(values.clone() if values.is_inference() else values)
             self.register_parameter("bias", bias)
             self.register_buffer("packed_mask", torch.from_numpy(mask.packed.copy()).to(values.device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseLinear:
+        super()._apply(fn, recurse)
+        self.packed_mask = self.packed_mask.to(torch.uint8)  # ``.type`` converts buffers of integers too
+        return self
 
     def reset_parameters(self) -> None:
         """Values and bias as ``torch.nn.Linear`` of the same size draws them."""
@@ -138,6 +146,8 @@ class SparseLinear(nn.Module):
         Raises TypeError, ValueError; RuntimeError for CUDA tensors; NotImplementedError within forward-mode
         differentiation (``torch.func.jvp``), where PyTorch would take a custom operator's derivative to be 0.
         """
+        if not hasattr(x, "__torch_function__"):  # as tensors and what traces them have
+            raise TypeError(f"SparseLinear: x must be a tensor, got {type(x).__name__}")
         if getattr(forward_ad, "_current_level", -1) >= 0:
             raise NotImplementedError("SparseLinear: derivatives must be taken in reverse mode, got forward mode")
         result: Tensor = _operators.linear(x, self.values, self.packed_mask, self.bias, self.in_features, self.format)
@@ -193,7 +203,8 @@ class SparseLinear(nn.Module):
             return
         if given:
             try:
-                nnz = self._checked_nnz(*(state_dict[name] for name in names))
+                values, packed = (state_dict[name] for name in names)
+                nnz = self._checked_nnz(values, packed, state_dict.get(f"{prefix}bias", self.bias))
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
                 return
@@ -204,7 +215,7 @@ class SparseLinear(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _checked_nnz(self, values: Any, packed: Any) -> int:
+    def _checked_nnz(self, values: Any, packed: Any, bias: Any) -> int:
         """The length of values that a state dict brings."""
         for name, tensor in (("values", values), ("packed_mask", packed)):
             if not isinstance(tensor, torch.Tensor):
@@ -214,13 +225,18 @@ class SparseLinear(nn.Module):
                     f"SparseLinear: {name} must be a dense tensor that holds data, "
                     f"got {tensor.layout} on {tensor.device}"
                 )
-        if values.dtype not in _operators.FLOATS:
+        if values.dtype not in FLOATS:
             raise TypeError(f"SparseLinear: values must be float32, float64, float16 or bfloat16, got {values.dtype}")
         mask = Mask((self.out_features, self.in_features), view(packed.cpu()))
         if values.shape != (mask.nnz,):
             raise ValueError(
                 f"SparseLinear: values must have one entry for each that packed_mask keeps, ({mask.nnz},), "
                 f"got {tuple(values.shape)}"
+            )
+        if self.bias is not None and getattr(bias, "shape", None) != self.bias.shape:
+            raise ValueError(
+                f"SparseLinear: bias must have the shape {tuple(self.bias.shape)}, "
+                f"got {tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__}"
             )
         _check_format(mask, self.format)
         return mask.nnz
@@ -257,6 +273,12 @@ def _size(value: Any, argument: str) -> int:
     if value < 0:
         raise ValueError(f"SparseLinear: {argument} must not be negative, got {value}")
     return value
+
+
+def _full(shape: tuple[int, int]) -> Mask:
+    packed = Mask._blank(shape, "SparseLinear")
+    packed[...] = 0
+    return ~Mask._own(shape, packed, 0)
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> Mask:

@@ -176,7 +176,7 @@ def sparsify_(
     -------
     ``{name of the weight: Sparsified(mask, replaced, why)}``. Layers that stay: convolutions, subclasses of Linear
     (whose forward may be another; MultiheadAttention reads its projection's weight itself), layers that share their
-    weight, and those that the plan expects to be faster dense. They are pruned all the same.
+    weight with another, and those that the plan expects to be faster dense. They are pruned all the same.
 
     Raises
     ------
@@ -198,6 +198,10 @@ def sparsify_(
     f = "sparsify_"
     if mask is not None and prune:
         raise ValueError(f"{f}: mask must come without arguments for prune_, got {', '.join(prune)} too")
+    if mask is not None and not isinstance(mask, Mapping):
+        raise TypeError(f"{f}: mask must be a mapping by names of weights, got {type(mask).__name__}")
+    if "apply" in prune:
+        raise TypeError(f"{f}: apply must not be given: what is found is always applied")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"{f}: batch must be a positive int or None, got {batch!r}")
     found = layers(module, include, exclude, f)
@@ -207,7 +211,7 @@ def sparsify_(
             raise ValueError(f"{f}: mask must name weights that are asked for, got {strange[0]!r}")
         found = {name: layer for name, layer in found.items() if name in mask}
     if prune:
-        masks = prune_(module, include=include, exclude=exclude, **{**prune, "apply": False})
+        masks = prune_(module, include=include, exclude=exclude, apply=False, **prune)
     elif mask is not None:
         masks = {name: _checked(mask[name], layer, f, name) for name, layer in found.items()}
     else:
@@ -234,7 +238,12 @@ def _plan(
     """Whether a layer is to be replaced, and why or why not."""
     if type(layer) is not nn.Linear:
         return False, f"{type(layer).__name__} stays: only torch.nn.Linear itself has a sparse form"
-    users = [n for n, p in module.named_parameters(remove_duplicate=False) if p is layer.weight]
+    users = [  # a layer that is called in several places is one
+        f"{name}.{own}" if name else own
+        for name, part in module.named_modules()
+        for own, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+        if parameter is layer.weight
+    ]
     if len(users) > 1:
         return False, f"Linear stays: its weight is shared by {' and '.join(users)}"
     rows, cols = layer.weight.shape

@@ -31,7 +31,8 @@ class Sparsifier:
     Call :meth:`step` after each ``optimizer.step()``, before the gradients are cleared. It asks the schedule for the
     masks of this step and then sets to 0, wherever a weight is pruned: the weight, its gradient, and its entries in
     every tensor of the optimizer's state that has the weight's shape (momentum, Adam's moments), so that no momentum
-    ever moves a pruned weight. A weight that is grown starts at 0 with state 0.
+    ever moves a pruned weight. A weight that is grown starts at 0 with state 0. Where a ``torch.amp.GradScaler`` skips
+    ``optimizer.step()`` (its scale falls), leave out :meth:`step` too: those gradients are infinite or NaN.
 
     In a ``torch.distributed`` job every rank calls ``step`` and all have the same masks: rank 0 scores and broadcasts
     them, at updates only, n / 8 bytes for n weights. (With DistributedDataParallel the gradients of rank 0 are already
