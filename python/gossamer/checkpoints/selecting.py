@@ -204,8 +204,8 @@ class Together:
         if not entry.size:  # rows or columns without an element compete too, with score 0
             units = np.zeros((unit_rows, unit_cols), compute_dtype(DTYPES[entry.dtype]))
             first_ones = self._floor_count(units.size) if options.min_density else 0
-            free = np.arange(units.size).reshape(units.shape) >= first_ones
-            yield 0, reader.tensor(header, entry), "", units, 0, free if first_ones else None
+            left = np.arange(units.size).reshape(units.shape) >= first_ones
+            yield 0, reader.tensor(header, entry), "", units, 0, left if first_ones else None
             return
         floor = self._floor(reader, header, entry, start)
         known = None
