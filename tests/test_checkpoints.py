@@ -94,6 +94,25 @@ def test_every_dtype_and_share(tmp_path: Path, dtype: Any, group: str, sparsity:
     check(tmp_path / "in.safetensors", tmp_path / "out.safetensors", before, group=group, sparsity=sparsity)
 
 
+@pytest.mark.parametrize(
+    "how", [{"group": "row"}, {"group": "global"}, {"group": "global", "min_density": 0.1}], ids=str
+)
+@pytest.mark.parametrize("pattern", ["row", "col", "block:4x2", "2:4"])
+def test_empty_tensors(tmp_path: Path, pattern: str, how: dict[str, Any]) -> None:
+    """Rows and columns without an element compete, as in memory."""
+    if (pattern == "2:4" and "min_density" in how) or (pattern, how["group"]) == ("row", "row"):
+        pytest.skip("a combination that is refused")
+    before = {
+        "no rows": np.zeros((0, 12), np.float32),
+        "no columns": np.zeros((12, 0), np.float16),
+        "some": values("heavy_ties", (12, 12), np.float32),
+        "bias": np.ones(2, np.float32),
+        "ids": np.arange(2),
+    }
+    save_file(before, tmp_path / "in.safetensors")
+    check(tmp_path / "in.safetensors", tmp_path / "out.safetensors", before, pattern=pattern, sparsity=0.5, **how)
+
+
 @pytest.mark.parametrize("pattern", ["element", "block:4x2", "col"])
 @pytest.mark.parametrize("method", ["magnitude", "lamp", "random"])
 def test_min_density(source: Path, method: str, pattern: str) -> None:

@@ -136,6 +136,53 @@ def test_work_of_another_job_is_not_taken_up(tmp_path: Path, change: str, monkey
     assert not hidden.exists()
 
 
+@pytest.mark.parametrize("moment", ["forget", "folder back", "error"])
+def test_a_kill_after_the_exchange(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replaced files lie where the new ones grew: they are not taken for these, and folders come back."""
+    source, out = write_sharded(tmp_path / "in", parts(2, 16, 16)), tmp_path / "out"
+    gs.checkpoints.prune(source, out, sparsity=0.5)
+    new = contents(out)
+    gs.checkpoints.prune(source, out, sparsity=0.9)
+    (out / "more").mkdir()
+    (out / "more" / "file").write_text("x")
+    rename = os.rename
+
+    def stop(*paths: Any) -> None:
+        if moment == "forget" or Path(paths[0]).name == "more":
+            raise PermissionError if moment == "error" else KeyboardInterrupt
+        rename(*paths)
+
+    monkeypatch.setattr(*((work.Work, "forget") if moment == "forget" else (work.os, "rename")), stop)
+    with pytest.raises((KeyboardInterrupt, PermissionError)):
+        gs.checkpoints.prune(source, out, sparsity=0.5)
+    monkeypatch.undo()
+    assert contents(out).items() >= new.items()
+    gs.checkpoints.prune(source, out, sparsity=0.5)
+    assert contents(out) == {**new, "more/file": b"x"}
+    assert not (tmp_path / ".out.gossamer").exists()
+
+
+def test_a_kill_among_the_links_to_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write_sharded(tmp_path / "in", parts(2, 16, 16)), tmp_path / "out"
+    gs.checkpoints.prune(source, out, sparsity=0.9)
+    for name in ("changed", "removed"):
+        (out / name).write_text("old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work.os, "chmod", stop)
+    with pytest.raises(KeyboardInterrupt):
+        gs.checkpoints.prune(source, out, sparsity=0.5)
+    monkeypatch.undo()
+    for name in ("changed", "removed"):
+        (out / name).unlink()
+    (out / "changed").write_text("new")
+    assert gs.checkpoints.prune(source, out, sparsity=0.5).resumed == 2
+    assert (out / "changed").read_text() == "new"
+    assert not (out / "removed").exists()
+
+
 def test_two_at_once_and_a_foreign_thing_in_the_way(tmp_path: Path) -> None:
     source, out = write_sharded(tmp_path / "in", parts(1, 16, 16)), tmp_path / "out"
     with work.working(out, {}, "x"), pytest.raises(RuntimeError, match=r"^prune: another process is writing"):
@@ -178,7 +225,11 @@ def test_a_file_system_without_exchange(tmp_path: Path, monkeypatch: pytest.Monk
             work.ctypes.set_errno(22)
             return -1
 
-    monkeypatch.setattr(work.ctypes, "CDLL", lambda *_, **__: Libc)
+        @staticmethod
+        def sync_file_range(*_: object) -> int:
+            return -1
+
+    monkeypatch.setattr(work, "_LIBC", Libc)
     gs.checkpoints.prune(source, out, sparsity=0.5)
     assert gs.checkpoints.inspect(out / INDEX).sparsity == 0.5
     assert everything(tmp_path)[0] == "in"

@@ -72,14 +72,14 @@ def metadata_without(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key != _KEY}
 
 
-def pack(w: Host, mask: Mask) -> list[Host]:
-    """The four arrays, in the order of PARTS; ``w`` is contiguous."""
-    rows, cols = matrix_shape(w.shape)
+def pack(w: Host, bits: Host) -> tuple[Host, Host]:
+    """The kept values of a contiguous matrix, and where in them each row begins."""
+    rows, cols = w.shape
     indptr = np.empty(rows + 1, np.int64)
-    _core.mask_to_indptr(mask.packed, rows, cols, indptr)
-    values = np.empty(mask.nnz, w.dtype)
-    _core.mask_to_values("pack", w.reshape(rows, cols), mask.packed, indptr, values)
-    return [np.array(w.shape, np.int64), values, mask.packed, indptr[:-1]]
+    _core.mask_to_indptr(bits, rows, cols, indptr)
+    values = np.empty(indptr[-1], w.dtype)
+    _core.mask_to_values("pack", w, bits, indptr, values)
+    return values, indptr[:-1]
 
 
 def nonzero(w: Host) -> Mask:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gossamer._arrays import Host
+from gossamer._arrays import Host, matrix_shape
 from gossamer.checkpoints import bitmask
+from gossamer.checkpoints.reading import BLOCK
 from gossamer.checkpoints.source import Checkpoint
 from gossamer.checkpoints.work import GrowingFile, Work
 from gossamer.headers import BITS, METADATA, Entry, Header, make_header, read_header
@@ -51,15 +52,17 @@ class PackedSink(Sink):
             self._put(f"{bitmask.prefix(entry.name)}.shape", np.array(entry.shape, np.int64))
 
     def write(self, entry: Entry, row: int, w: Host, mask: Mask) -> None:
-        self._file.settle()  # so that the values of one tensor are held, not of two
-        _, values, bits, offsets = bitmask.pack(w, mask)
         start = bitmask.prefix(entry.name)
         if row == 0:
             self._values = 0
-        self._put(f"{start}.compressed", values)
-        self._put(f"{start}.bitmask", bits)
-        self._put(f"{start}.row_offsets", offsets + self._values)
-        self._values += values.size
+        rows = w.reshape(matrix_shape(w.shape))
+        step = max(BLOCK // max(rows[:1].nbytes, 1), 1)
+        for i in range(0, len(rows), step):  # one piece is packed while another is written
+            values, offsets = bitmask.pack(rows[i : i + step], mask.packed[i : i + step])
+            self._put(f"{start}.compressed", values)
+            self._put(f"{start}.row_offsets", offsets + self._values)
+            self._values += values.size
+        self._put(f"{start}.bitmask", mask.packed)
 
 
 def make_sink(file: GrowingFile, header: Header, kept: Mapping[str, int], storage: str) -> Sink:

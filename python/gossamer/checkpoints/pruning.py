@@ -198,7 +198,7 @@ def prune(
     if is_same(checkpoint, target) and not force:
         raise ValueError(f"prune: out must differ from the source (or say force), got {os.fspath(out)}")
     job = {"version": _core.info()["version"], "options": asdict(options), "source": fingerprint(checkpoint)}
-    with working(target, job, "prune") as work, Reader("prune", progress, ahead=storage == "dense") as reader:
+    with working(target, job, "prune") as work, Reader("prune", progress) as reader:
         run = _Run(checkpoint, taken, options, work, reader)
         run.count()
         resumed = run.write()

@@ -20,18 +20,11 @@ class Reader:
     """Reads tensors of checkpoints.
 
     Whole tensors and pieces lie in two places each, that take turns: what it gives is valid until the second next of
-    its kind, so that one can be written while the next is read. With ``ahead`` False there is one place for whole
-    tensors.
+    its kind, so that one can be written while the next is read.
     """
 
-    def __init__(
-        self,
-        function: str,
-        progress: Callable[[str, float | None, str], None] | None = None,
-        *,
-        ahead: bool = True,
-    ) -> None:
-        self._function, self._progress, self._ahead = function, progress, ahead
+    def __init__(self, function: str, progress: Callable[[str, float | None, str], None] | None = None) -> None:
+        self._function, self._progress = function, progress
         self._open: tuple[Path, BinaryIO] | None = None
         self._whole, self._part = ([np.empty(0, np.uint8) for _ in range(2)] for _ in range(2))
         self._phase, self._done, self._total = "", 0, 0
@@ -54,8 +47,7 @@ class Reader:
 
     def tensor(self, header: Header, entry: Entry) -> Host:
         """A whole tensor."""
-        if self._ahead:
-            self._whole.reverse()
+        self._whole.reverse()
         w = _room(self._whole, entry.nbytes)
         view = w.view(DTYPES[entry.dtype]).reshape(entry.shape)
         for i in range(0, w.size, 8 * BLOCK):

@@ -103,7 +103,7 @@ class Each:
         options = self._options
         cols = matrix_shape(entry.shape)[1]
         by_rows = options.windows is not None or options.group == "row"
-        if by_rows and options.method not in _WHOLE:  # strips fit the cache
+        if by_rows and entry.size and options.method not in _WHOLE:  # strips fit the cache
             parts = reader.strips(header, entry, unit_grid(entry.shape, options.pattern)[2])
         else:
             parts = iter([(0, reader.tensor(header, entry).reshape(matrix_shape(entry.shape)))])
@@ -200,7 +200,13 @@ class Together:
         """
         options = self._options
         cols = matrix_shape(entry.shape)[1]
-        _, _, height, width = unit_grid(entry.shape, options.pattern)
+        unit_rows, unit_cols, height, width = unit_grid(entry.shape, options.pattern)
+        if not entry.size:  # rows or columns without an element compete too, with score 0
+            units = np.zeros((unit_rows, unit_cols), compute_dtype(DTYPES[entry.dtype]))
+            first_ones = self._floor_count(units.size) if options.min_density else 0
+            left = np.arange(units.size).reshape(units.shape) >= first_ones
+            yield 0, reader.tensor(header, entry), "", units, 0, left if first_ones else None
+            return
         floor = self._floor(reader, header, entry, start)
         known = None
         if options.method in _WHOLE:

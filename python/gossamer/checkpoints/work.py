@@ -23,10 +23,13 @@ from typing import Any
 from gossamer.files import replace_file
 from gossamer.headers import read_json
 
-_STATE, _LOCK, _FILES = "job.json", "lock", "files"
+_STATE, _LOCK, _FILES, _ASIDE = "job.json", "lock", "files", "old"
 _PIECE = 1 << 20  # bytes a write: with 32 MB at once ext4 of Linux 6.18 took up to five times as long
+_PUSHED = 8 << 20  # bytes whose way to the disk begins together
+_BEGIN = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class GrowingFile:
@@ -35,7 +38,6 @@ class GrowingFile:
     ``write`` returns when the write before it is done; so its data must stay as they are until the next one returns.
     """
 
-    # Pushing it to the disk meanwhile (fdatasync every 64 MB) was tried: 0.8 s instead of 0.45 s for 600 MB on ext4.
     def __init__(self, path: Path, background: ThreadPoolExecutor) -> None:
         self._file = path.open("wb", buffering=0)
         self._background = background
@@ -58,21 +60,26 @@ class GrowingFile:
             self._file.close()
 
     def _write(self, position: int, view: memoryview) -> None:
+        handle, begin = self._file.fileno(), position
         while view:
-            count = os.pwrite(self._file.fileno(), view[:_PIECE], position)
+            count = os.pwrite(handle, view[:_PIECE], position)
             view, position = view[count:], position + count
+            if position - begin >= _PUSHED or (not view and position - begin >= _PIECE):
+                _push(handle, begin, position - begin)
+                begin = position
 
 
 class Work:
     """The working folder of one job. ``state`` is what a job remembers, as plain JSON; ``save`` writes it down."""
 
     def __init__(self, target: Path, folder: Path, job: str) -> None:
-        self._target, self._folder, self._job = target, folder, job
+        self._target, self._folder = target, folder
         self.files = folder / _FILES
         self._finishing: list[Future[None]] = []
         self._background = ThreadPoolExecutor(3, "gossamer-write")  # a write, and two files that are being finished
         self.state: dict[str, Any] = self._old_state()
-        if not self.state:
+        self._return_folders()
+        if self.state.get("job") != job or not self.files.is_dir():
             for path in folder.iterdir():
                 if path.name != _LOCK:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -81,12 +88,11 @@ class Work:
             self.save()
 
     def _old_state(self) -> dict[str, Any]:
-        """What an interrupted run of the very same job has left; nothing otherwise."""
+        """What an interrupted run, if any, has left."""
         try:
-            _, state = read_json(self._folder / _STATE, "work", "a job")
+            return read_json(self._folder / _STATE, "work", "a job")[1]
         except (OSError, ValueError):
             return {}
-        return state if state.get("job") == self._job and self.files.is_dir() else {}
 
     def save(self) -> None:
         replace_file(self._folder / _STATE, json.dumps(self.state).encode())
@@ -136,6 +142,10 @@ class Work:
 
     def publish_folder(self, index: str) -> None:
         """The folder becomes the target. Of what the target holds already, all but the old checkpoint stays in it."""
+        finished = self.state["finished"]
+        for path in self.files.iterdir():
+            if path.name not in finished and not path.is_dir():
+                path.unlink()  # a link to what was in the target when an earlier run was killed here
         _sync(self.files)
         if not self._target.exists():
             os.rename(self.files, self._target)
@@ -144,22 +154,37 @@ class Work:
                 os.replace(path, self._target / path.name)
         else:
             replaced = _checkpoint_files(self._target / index)
-            later = []
+            folders = []
             for path in sorted(self._target.iterdir()):
-                if path.name in replaced or os.path.lexists(self.files / path.name):
+                if path.name in replaced or path.name in finished:
                     continue
                 if path.is_dir() and not path.is_symlink():
-                    later.append(path.name)  # a folder has no second name
+                    folders.append(path.name)  # a folder has no second name
                 else:
                     os.link(path, self.files / path.name, follow_symlinks=False)
             os.chmod(self.files, self._target.stat().st_mode & 0o7777)
+            self.state = {"folders": folders}  # no job: what lies in files from now on is of no use to another run
+            self.save()
             _exchange(self.files, self._target)
-            for name in later:
-                os.rename(self.files / name, self._target / name)
+            self._return_folders()
         _sync(self._target.parent)
 
+    def _return_folders(self) -> None:
+        """Folders of the target that went away with its old files come back, if need be after a kill."""
+        folders = self.state.get("folders")
+        if folders is None:
+            return
+        aside = self._folder / _ASIDE
+        if aside.is_dir() and not self._target.exists():
+            os.rename(aside, self._target)
+        for path in [path for place in (self.files, aside) for path in (place / name for name in folders)]:
+            if path.is_dir() and not os.path.lexists(self._target / path.name):
+                os.rename(path, self._target / path.name)
+        del self.state["folders"]
+
     def forget(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if "folders" not in self.state:  # some could not be brought back
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager
@@ -217,16 +242,20 @@ def _checkpoint_files(index: Path) -> set[str]:
     return {index.name, *(str(name) for name in (places if isinstance(places, dict) else {}).values())}
 
 
+def _push(handle: int, position: int, count: int) -> None:
+    """The disk begins to take these bytes, so that fsync has less to wait for: 600 MB on ext4 0.15 s, not 0.23 s."""
+    _LIBC.sync_file_range(handle, ctypes.c_int64(position), ctypes.c_int64(count), _BEGIN)  # in vain is no error
+
+
 def _exchange(one: Path, other: Path) -> None:
     """Two folders change names, both or neither."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+    if _LIBC.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
         return
     code = ctypes.get_errno()
     if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), os.fspath(other))
     # A file system without exchange: for a moment there is no output, but never half of one.
-    aside = one.with_name("old")
+    aside = one.with_name(_ASIDE)
     os.rename(other, aside)
     os.rename(one, other)
     os.rename(aside, one)
