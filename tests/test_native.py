@@ -50,6 +50,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], P
                 "-ffp-contract=off",
                 "-fno-exceptions",
                 "-fno-math-errno",
+                "-fno-trapping-math",
             ]
             command += [*flags(level), f"-I{ROOT / 'cpp'}", f"-I{ROOT / 'cpp/include'}"]
             subprocess.run([*command, "-c", str(ROOT / f"cpp/isa/{level}.cpp"), "-o", str(target)], check=True)
@@ -77,7 +78,7 @@ def test_calls_nothing_but_the_c_library(objects: dict[tuple[str, str], Path], l
         line.split()[-1] for line in run(f"{PREFIX[level]}nm", "-u", str(objects[level, "release"])).splitlines()
     }
     allowed = {"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "memcpy", "memset", "memmove"}
-    allowed |= {"expf", "exp", "erff", "erf", "tanhf", "tanh", "__popcountdi2"}
+    allowed |= {"exp", "erfc", "tanh", "__popcountdi2"}
     assert undefined <= allowed
 
 
@@ -114,14 +115,13 @@ def test_avx512_compares_into_mask_registers(objects: dict[tuple[str, str], Path
 def test_panels_keep_their_sums_in_registers(
     objects: dict[tuple[str, str], Path], level: str, register: str, widest: int
 ) -> None:
-    """The values of a step are loaded once and spread by permutations; no sum goes to the stack."""
+    """Three loops, of one step or (one vector) of two and one. Where each row has a column of its own, the values are
+    loaded once and spread by permutations; no sum goes to the stack."""
     for vectors in range(1, widest + 1):
-        kernel = body(
-            objects, level, f"::spmm_panel<gossamer::(anonymous namespace)::VF32, float, {vectors}, false, float>"
-        )
-        assert len(re.findall(rf"vfmadd\d+ps.*%{register}", kernel)) == 4 * vectors
-        assert len(re.findall(rf"vpermilps.*%{register}", kernel)) == 4
-        assert not re.search(r"vbroadcastss \d*\(", kernel)
+        kernel = body(objects, level, f"::spmm_panel<gossamer::(anonymous namespace)::VF32, float, {vectors}, float>")
+        steps = 3 if vectors == 1 else 1
+        assert len(re.findall(rf"vfmadd\d+ps.*%{register}", kernel)) == 3 * steps * 4 * vectors
+        assert len(re.findall(rf"vpermilps.*%{register}", kernel)) == 4 * steps
         assert not re.search(rf"%{register}\d+,.*\((%rsp|%rbp)", kernel)
 
 
@@ -143,21 +143,19 @@ def test_16_bit_scores_are_compared_as_integers(objects: dict[tuple[str, str], P
 
 
 @with_neon
-@pytest.mark.parametrize("shared", ["false", "true"])
-def test_neon_panels_keep_their_sums_in_registers(objects: dict[tuple[str, str], Path], shared: str) -> None:
-    """The values of a step are loaded once and multiplied lane by lane; the sums and a row of X take the registers."""
+def test_neon_panels_keep_their_sums_in_registers(objects: dict[tuple[str, str], Path]) -> None:
+    """Values are multiplied lane by lane; the sums and a row of X take the registers."""
     for scalar, vector in (("float", "VF32"), ("double", "VF64"), ("gossamer::Half", "VF32"), ("signed char", "VF32")):
         number = "double" if scalar == "double" else "float"
         for vectors in (1, 2, 4, 6):
             kernel = body(
                 objects,
                 "neon",
-                f"::spmm_panel<gossamer::(anonymous namespace)::{vector}, {scalar}, {vectors}, {shared}, {number}>",
+                f"::spmm_panel<gossamer::(anonymous namespace)::{vector}, {scalar}, {vectors}, {number}>",
             )
-            assert len(re.findall(r"\tfmla\tv", kernel)) == 4 * vectors
-            if shared == "false":
-                assert len(re.findall(r"\tfmla\tv.*\.[sd]\[[0-3]\]", kernel)) == 4 * vectors
-                assert "\tdup\t" not in kernel
+            steps = 3 if vectors == 1 else 1
+            assert len(re.findall(r"\tfmla\tv", kernel)) == 3 * steps * 4 * vectors
+            assert len(re.findall(r"\tfmla\tv.*\.[sd]\[[0-3]\]", kernel)) >= 2 * steps * 4 * vectors
             assert not re.search(r"\tst[rup]+\tq\d+.*\[sp", kernel)
 
 
