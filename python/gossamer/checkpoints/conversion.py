@@ -226,8 +226,6 @@ def _to_npz(path: Path, out: Path, tensor: str | None, progress: Progress | None
         reader.phase("convert", checkpoint.nbytes)
         if single:
             data = _npz(reader, *matrices[chosen[0]])
-            if not out.absolute().parent.is_dir():
-                raise FileNotFoundError(2, os.strerror(2), os.fspath(out))
             if out.exists() and not out.is_file():
                 raise ValueError(f"convert: out must be a file, got {os.fspath(out)}")
             replace_file(Path(os.path.realpath(out)), data)
