@@ -129,8 +129,11 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: d
     replace_file(target, data)
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """``data`` under that name: the old file, if any, or the new one, never half of it."""
+def replace_file(target: Path, data: bytes, *, durable: bool = True) -> None:
+    """``data`` under that name: the old file, if any, or the new one, never half of it.
+
+    With ``durable`` False that holds while the machine runs; after a loss of power the file may be empty.
+    """
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
@@ -139,7 +142,8 @@ def replace_file(target: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
