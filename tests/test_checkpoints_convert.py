@@ -359,3 +359,18 @@ def test_convert_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     same(sparse_tensors(), load_file(tmp_path / "c.safetensors"))
     assert cli.main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "m.npz"), "--tensor", "nothing"]) == 1
     assert capsys.readouterr().err.startswith("gossamer convert: tensor must be")
+
+
+def test_names_that_are_meant_for_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the table nor the picture obeys them, and nothing is warned of."""
+    w = np.ones((2, 2), np.float32)
+    save_file({"a\x1b[31m\nb": w, "$\\frac$": w, "\u6743": w}, tmp_path / "a.safetensors")
+    for ending in ("svg", "png", "pdf"):
+        assert cli.main(["inspect", str(tmp_path / "a.safetensors"), "--plot", str(tmp_path / f"p.{ending}")]) == 0
+        printed, errors = capsys.readouterr()
+        assert errors == ""
+        assert "a?[31m b" in printed
+        assert printed.replace("\n", "").isprintable()
+        assert (tmp_path / f"p.{ending}").stat().st_size
+    assert cli.main(["inspect", str(tmp_path / "a.safetensors"), "--plot", str(tmp_path / "no" / "p.svg")]) == 1
+    assert capsys.readouterr().err == f"gossamer inspect: {tmp_path}/no/p.svg: No such file or directory\n"

@@ -305,6 +305,32 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     assert everything(tmp_path) == ["in.safetensors"]
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["file", "folder"])
+def test_a_source_that_changes_while_it_is_read(tmp_path: Path, sharded: bool) -> None:
+    """Replaced by a file of the same layout: what is half of each is not written."""
+    tensors = {f"w{i}": np.ones((64, 64), np.float32) for i in range(3)}
+    (tmp_path / "in").mkdir()
+    if sharded:
+        path, out = write_sharded(tmp_path / "in", [tensors]), tmp_path / "out"
+    else:
+        path, out = tmp_path / "in" / "in.safetensors", tmp_path / "out.safetensors"
+        save_file(tensors, path)
+    (shard,) = path.parent.glob("*.safetensors")
+
+    def replace(phase: str, share: float | None, words: str) -> None:
+        if words == "w1":
+            save_file({name: 2 * w for name, w in tensors.items()}, shard)
+
+    for work in (
+        lambda: gs.checkpoints.prune(path, out, sparsity=0.5, progress=replace),
+        lambda: gs.checkpoints.convert(path, out, storage="bitmask", progress=replace),
+    ):
+        with pytest.raises(ValueError, match=r"must stay as it is, but changed while it was read"):
+            work()
+        assert everything(tmp_path)[0] == "in"
+        assert not out.exists()
+
+
 def test_the_length_is_little_endian(tmp_path: Path) -> None:
     path = tmp_path / "in.safetensors"
     path.write_bytes(struct.pack(">Q", 2) + b"{}")

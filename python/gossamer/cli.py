@@ -177,15 +177,16 @@ def _inspect(options: argparse.Namespace) -> int:
         "metadata": found.metadata,
         "tensors": tensors,
     }
+    plain = [{**t, "name": _plain(t["name"])} for t in tensors]  # names may be anything
     if options.plot is not None:
-        plots.save_plot(Path(options.plot), plots.checkpoint_tensors, report)
+        plots.save_plot(Path(options.plot), plots.checkpoint_tensors, {**report, "tensors": plain})
     if options.json:
         print(reporting.to_json(report), end="")
         return 0
     head = ["tensor", "shape", "dtype", "zero", "pattern", "bytes", "packed", "FLOPs", "kept"]
-    rows = [[t["name"], "×".join(map(str, t["shape"])), t["dtype"], *_figures(t)] for t in tensors]
+    rows = [[t["name"], "×".join(map(str, t["shape"])), t["dtype"], *_figures(t)] for t in plain]
     total = [f"{len(tensors)} tensors", _short(found.total("size")), "", *_figures({**report, "pattern": ""})]
-    _print_table(os.fspath(found.path), [head, *rows, total])
+    _print_table(_plain(os.fspath(found.path)), [head, *rows, total])
     return 0
 
 

@@ -125,21 +125,25 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Host], meta: d
     if target.exists() and not target.is_file():
         code = errno.EISDIR if target.is_dir() else errno.EINVAL  # a pipe or a device must not be replaced
         raise OSError(code, os.strerror(code), os.fspath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     data = serialize({name: np.asarray(a, order="C") for name, a in arrays.items()}, {_KEY: json.dumps(meta)})
     replace_file(target, data)
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """``data`` under that name: the old file, if any, or the new one, never half of it."""
+def replace_file(target: Path, data: bytes, *, durable: bool = True) -> None:
+    """``data`` under that name: the old file, if any, or the new one, never half of it.
+
+    With ``durable`` False that holds while the machine runs; after a loss of power the file may be empty.
+    """
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies, as to any new file
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -215,7 +216,8 @@ def save_plot(target: Path, draw: Callable[[Report], Figure | None], report: Rep
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "text.parse_math": False}), warnings.catch_warnings():  # names with $
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = draw(report)
         if figure is None:
             raise ValueError("plot: the report must hold something to draw, got nothing")

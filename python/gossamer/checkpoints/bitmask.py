@@ -174,11 +174,9 @@ def unpack(file: BinaryIO, header: Header, packed: Packed, function: str) -> tup
     _core.mask_to_indptr(mask.packed, rows, cols, indptr)
     if offsets.size != rows or not np.array_equal(offsets.reshape(-1), indptr[:-1]):
         raise _refused(header, name, "row_offsets that differ from the bits", function)
-    dense = np.zeros((rows, cols), values.dtype)
-    step = max(1, (1 << 22) // max(cols, 1))
-    for i in range(0, rows, step):  # bools of a few rows at a time
-        part = np.unpackbits(mask.packed[i : i + step], axis=1, count=cols, bitorder="little").view(np.bool_)
-        dense[i : i + step][part] = values[indptr[i] : indptr[min(i + step, rows)]]
+    dense = np.empty((rows, cols), values.dtype)
+    moved = "i1" if values.dtype.itemsize == 1 else f"f{values.dtype.itemsize}"  # a dtype of that size
+    _core.values_to_dense(mask.packed, rows, cols, indptr, values.view(moved), dense.reshape(-1).view(moved))
     shape = packed.entry.shape
     return dense.reshape(shape), mask if shape == mask.shape else _reshaped(mask, shape)
 

@@ -129,7 +129,8 @@ def _between(path: Path, out: Path, storage: str | None, progress: Progress | No
     target = target_of(checkpoint, out, "convert")
     if is_same(checkpoint, target):
         raise ValueError(f"convert: out must differ from the source, got {os.fspath(out)}")
-    job = {"version": _core.info()["version"], "convert": storage, "source": fingerprint(checkpoint)}
+    before = fingerprint(checkpoint)
+    job = {"version": _core.info()["version"], "convert": storage, "source": before}
     names: list[str] = []
     with working(target, job, "convert") as work, Reader("convert", progress) as reader:
         reader.phase("convert", 2 * checkpoint.nbytes)
@@ -138,7 +139,7 @@ def _between(path: Path, out: Path, storage: str | None, progress: Progress | No
             names += write(work, reader, shard, header, packed[shard])
         work.settle()
         after = sum((work.files / shard).stat().st_size for shard in checkpoint.shards)
-        publish(checkpoint, work)
+        publish(checkpoint, work, before, "convert")
     return target, storage, tuple(names), checkpoint.nbytes, after
 
 
@@ -225,8 +226,6 @@ def _to_npz(path: Path, out: Path, tensor: str | None, progress: Progress | None
         reader.phase("convert", checkpoint.nbytes)
         if single:
             data = _npz(reader, *matrices[chosen[0]])
-            if not out.absolute().parent.is_dir():
-                raise FileNotFoundError(2, os.strerror(2), os.fspath(out))
             if out.exists() and not out.is_file():
                 raise ValueError(f"convert: out must be a file, got {os.fspath(out)}")
             replace_file(Path(os.path.realpath(out)), data)

@@ -19,6 +19,8 @@ from gossamer.checkpoints.work import GrowingFile, Work
 from gossamer.headers import BITS, METADATA, Entry, Header, make_header, read_header
 from gossamer.masks import Mask
 
+Fingerprint = list[list[str | int]]
+
 
 class Sink:
     """One file under construction: its header is there, the tensors come in any order, their pieces in theirs."""
@@ -124,9 +126,11 @@ def is_same(checkpoint: Checkpoint, target: Path) -> bool:
     return any(file.is_relative_to(target) for file in files)
 
 
-def publish(checkpoint: Checkpoint, work: Work) -> None:
-    """All files are finished: the index beside them, and out with it."""
+def publish(checkpoint: Checkpoint, work: Work, source: Fingerprint, function: str) -> None:
+    """All files are finished: the index beside them, and out with it. ValueError if they come from changing sources."""
     work.settle()
+    if fingerprint(checkpoint) != source:
+        raise ValueError(f"{function}: {checkpoint.path} must stay as it is, but changed while it was read")
     if checkpoint.index is None:
         work.publish_file(checkpoint.path.name)
         return
@@ -150,7 +154,7 @@ def index_of(checkpoint: Checkpoint, folder: Path) -> bytes:
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 
-def fingerprint(checkpoint: Checkpoint) -> list[list[str | int]]:
+def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
     """Which files, in which state: another run of the same job may go on with what this one has written."""
     files = [] if checkpoint.index is None else [checkpoint.path]
     files += [header.path for header in checkpoint.shards.values()]

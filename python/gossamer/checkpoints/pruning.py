@@ -197,14 +197,15 @@ def prune(
     target = target_of(checkpoint, out, "prune")
     if is_same(checkpoint, target) and not force:
         raise ValueError(f"prune: out must differ from the source (or say force), got {os.fspath(out)}")
-    job = {"version": _core.info()["version"], "options": asdict(options), "source": fingerprint(checkpoint)}
+    before = fingerprint(checkpoint)
+    job = {"version": _core.info()["version"], "options": asdict(options), "source": before}
     with working(target, job, "prune") as work, Reader("prune", progress) as reader:
         run = _Run(checkpoint, taken, options, work, reader)
         run.count()
         resumed = run.write()
         work.settle()
         after = sum((work.files / name).stat().st_size for name in checkpoint.shards)
-        publish(checkpoint, work)
+        publish(checkpoint, work, before, "prune")
     tensors = tuple(
         PrunedTensor(e.name, e.shape, e.dtype, run.kept[e.name]) for _, e in checkpoint.tensors if e.name in taken
     )

@@ -63,8 +63,9 @@ class Threshold:
                 self._held.append(scores[:inside].astype(self._float))
             elif inside:
                 keys = (scores[:inside].astype(self._float, copy=False) + self._float(0)).view(self._key)  # no -0
-                bins, counts = np.unique((keys - self._key(self._low)) >> self._key(self._shift), return_counts=True)
-                self._counts[bins.astype(np.int64)] += counts
+                keys -= self._key(self._low)
+                keys >>= self._key(self._shift)
+                np.add.at(self._counts, keys.astype(np.intp), 1)
 
     def end(self) -> None:
         """After all data: the threshold is found, or the next look has a narrower window."""

@@ -94,8 +94,9 @@ class Work:
         except (OSError, ValueError):
             return {}
 
-    def save(self) -> None:
-        replace_file(self._folder / _STATE, json.dumps(self.state).encode())
+    def save(self, *, durable: bool = False) -> None:
+        """Where an old or empty state survives a loss of power, the next run only has more to do."""
+        replace_file(self._folder / _STATE, json.dumps(self.state).encode(), durable=durable)
 
     def finished(self, name: str) -> Any:
         """What was to be remembered of a file that an earlier run has finished; None if it has not."""
@@ -164,7 +165,7 @@ class Work:
                     os.link(path, self.files / path.name, follow_symlinks=False)
             os.chmod(self.files, self._target.stat().st_mode & 0o7777)
             self.state = {"folders": folders}  # no job: what lies in files from now on is of no use to another run
-            self.save()
+            self.save(durable=True)
             _exchange(self.files, self._target)
             self._return_folders()
         _sync(self._target.parent)
