@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """gossamer: score every parameter, keep the top k, and multiply with what is left."""
 
-from gossamer import checkpoints
+from typing import TYPE_CHECKING, Any
+
 from gossamer.allocation import allocate
 from gossamer.compensation import compensate
 from gossamer.files import load, save
@@ -19,6 +20,21 @@ from gossamer.sparsifier import Sparsifier
 from gossamer.stats import Stats
 from gossamer.threads import get_num_threads, info, set_num_threads
 from gossamer.tuning import Budget, Result, tune
+
+if TYPE_CHECKING:
+    from gossamer import checkpoints
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != "checkpoints":
+            raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
+        import gossamer.checkpoints  # takes 20 ms, and few programs need it
+
+        return gossamer.checkpoints
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __version__: str = info()["version"]
 
