@@ -21,7 +21,7 @@ import numpy as np
 
 from gossamer import _core
 from gossamer._arrays import Host, is_float, matrix_shape
-from gossamer.headers import DTYPES, Entry, Header, read_array
+from gossamer.headers import BITS, DTYPES, Entry, Header, open_file, read_array
 from gossamer.masks import Mask
 
 PARTS = ("shape", "compressed", "bitmask", "row_offsets")
@@ -59,6 +59,12 @@ def layout(name: str, dtype: str, shape: tuple[int, ...], nnz: int) -> list[tupl
         (f"{start}.bitmask", "U8", (rows, -(-cols // 8))),
         (f"{start}.row_offsets", "I64", (rows,)),
     ]
+
+
+def packed_bytes(entry: Entry, nnz: int) -> int:
+    """What a tensor takes as these four with so many kept values."""
+    parts = layout(entry.name, entry.dtype, entry.shape, nnz)
+    return sum(Entry(*part, 0, 0).size * BITS[part[1]] // 8 for part in parts)
 
 
 def metadata_with(metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
@@ -131,8 +137,6 @@ def _fitting(header: Header, name: str, start: str, function: str) -> Packed:
     dtypes = (shape.dtype, bits.dtype, offsets.dtype)
     if dtypes != ("I64", "U8", "I64") or values.dtype not in DTYPES or shape.size > 64 or len(values.shape) != 1:
         raise _refused(header, name, f"dtypes or shapes that do not fit: {dtypes}, {values.dtype}", function)
-    from gossamer.headers import open_file
-
     with open_file(header.path) as file:
         sizes = tuple(int(n) for n in read_array(file, header, shape, function).reshape(-1))
     rows_of_bits, row_bytes = matrix_shape((1, *bits.shape) if len(bits.shape) < 2 else bits.shape)

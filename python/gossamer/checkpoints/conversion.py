@@ -8,7 +8,7 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +28,20 @@ from gossamer.checkpoints.output import (
     publish,
     target_of,
 )
-from gossamer.checkpoints.reading import Reader
+from gossamer.checkpoints.reading import Progress, Reader
 from gossamer.checkpoints.source import Checkpoint, open_checkpoint
 from gossamer.checkpoints.work import Work, working
 from gossamer.files import replace_file
-from gossamer.headers import BITS, NAMES, Entry, Header, open_file
+from gossamer.headers import NAMES, Entry, Header, open_file
 from gossamer.masks import Mask
 from gossamer.sparse import SparseMatrix
 
+# What numpy, zipfile and scipy raise for damaged files.
 _NPZ_ERRORS = (
-    *(ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, OverflowError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, SyntaxError, UnicodeError, RuntimeError),
-)  # what numpy, zipfile and scipy raise for damaged files
+    *(ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, SyntaxError),
+)
 STORAGES = ("dense", "bitmask", "npz")
-Progress = Callable[[str, float | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,7 @@ def _between(path: Path, out: Path, storage: str | None, progress: Progress | No
         for shard, header in checkpoint.shards.items():
             write = _unpack_file if storage == "dense" else _pack_file
             names += write(work, reader, shard, header, packed[shard])
-        work.settle()
-        after = sum((work.files / shard).stat().st_size for shard in checkpoint.shards)
-        publish(checkpoint, work, before, "convert")
+        after = publish(checkpoint, work, before, "convert")
     return target, storage, tuple(names), checkpoint.nbytes, after
 
 
@@ -169,8 +167,7 @@ def _pack_file(work: Work, reader: Reader, shard: str, header: Header, packed: d
     for entry in header.entries.values():
         if bitmask.is_prunable(entry) and entry.name not in parts:
             nnz = sum(bitmask.nonzero(strip).nnz for _, strip in reader.strips(header, entry))
-            layout = bitmask.layout(entry.name, entry.dtype, entry.shape, nnz)
-            if sum(Entry(*part, 0, 0).size * BITS[part[1]] // 8 for part in layout) < entry.nbytes:
+            if bitmask.packed_bytes(entry, nnz) < entry.nbytes:
                 kept[entry.name] = nnz
     if not kept:
         fresh = header

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 from gossamer._arrays import matrix_shape
 from gossamer.checkpoints import bitmask
 from gossamer.checkpoints.patterns import ROWS, PatternFinder
-from gossamer.checkpoints.reading import Reader
+from gossamer.checkpoints.reading import Progress, Reader
 from gossamer.checkpoints.source import open_checkpoint
 from gossamer.headers import BITS, DTYPES, Entry, Header
 
@@ -67,9 +66,7 @@ class Inspection:
         return sum(int(getattr(tensor, what)) for tensor in self.tensors)
 
 
-def inspect(
-    source: str | os.PathLike[str], *, progress: Callable[[str, float | None, str], None] | None = None
-) -> Inspection:
+def inspect(source: str | os.PathLike[str], *, progress: Progress | None = None) -> Inspection:
     """Looks at every tensor of a ``.safetensors`` file or of an index's shards, in blocks.
 
     A zero is an element that equals 0. A pattern is named where at least 98 % of what it would keep is not zero;
@@ -132,7 +129,6 @@ def _info(shard: str, entry: Entry, storage: str, finder: PatternFinder, now: in
     pattern = finder.found() if len(entry.shape) > 1 else "none"
     estimate, flops = entry.size * BITS[entry.dtype] // 8, (0, 0)
     if bitmask.is_prunable(entry):
-        layout = bitmask.layout(entry.name, entry.dtype, entry.shape, finder.nnz)
-        estimate = min(estimate, sum(Entry(*part, 0, 0).size * BITS[part[1]] // 8 for part in layout))
+        estimate = min(estimate, bitmask.packed_bytes(entry, finder.nnz))
         flops = 2 * entry.size, 2 * finder.nnz
     return TensorInfo(entry.name, shard, entry.shape, entry.dtype, storage, finder.nnz, pattern, now, estimate, *flops)

@@ -126,18 +126,23 @@ def is_same(checkpoint: Checkpoint, target: Path) -> bool:
     return any(file.is_relative_to(target) for file in files)
 
 
-def publish(checkpoint: Checkpoint, work: Work, source: Fingerprint, function: str) -> None:
-    """All files are finished: the index beside them, and out with it. ValueError if they come from changing sources."""
+def publish(checkpoint: Checkpoint, work: Work, source: Fingerprint, function: str) -> int:
+    """Once all files are finished: the index beside them, and out with it; -> how many bytes the files have.
+
+    ValueError if they come from changing sources.
+    """
     work.settle()
+    size = sum((work.files / shard).stat().st_size for shard in checkpoint.shards)
     if fingerprint(checkpoint) != source:
         raise ValueError(f"{function}: {checkpoint.path} must stay as it is, but changed while it was read")
     if checkpoint.index is None:
         work.publish_file(checkpoint.path.name)
-        return
+        return size
     with work.file(checkpoint.path.name) as file:
         file.write(0, index_of(checkpoint, work.files))
     work.settle()
     work.publish_folder(checkpoint.path.name)
+    return size
 
 
 def index_of(checkpoint: Checkpoint, folder: Path) -> bytes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,8 +16,8 @@ from gossamer import _core
 from gossamer._arrays import matrix_shape, require_number
 from gossamer.checkpoints import bitmask
 from gossamer.checkpoints.output import Sink, fingerprint, is_same, make_sink, publish, target_of
-from gossamer.checkpoints.reading import Reader
-from gossamer.checkpoints.selecting import Each, Group, Together
+from gossamer.checkpoints.reading import Progress, Reader
+from gossamer.checkpoints.selecting import Each, Group, Together, block_sides
 from gossamer.checkpoints.source import Checkpoint, open_checkpoint
 from gossamer.checkpoints.work import Work, working
 from gossamer.headers import Entry
@@ -26,7 +26,6 @@ from gossamer.selection import select
 
 DATA_FREE = tuple(name for name, (needs, _) in METHODS.items() if needs in ("", "seed"))
 STORAGES = ("dense", "bitmask")
-Progress = Callable[[str, float | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +202,7 @@ def prune(
         run = _Run(checkpoint, taken, options, work, reader)
         run.count()
         resumed = run.write()
-        work.settle()
-        after = sum((work.files / name).stat().st_size for name in checkpoint.shards)
-        publish(checkpoint, work, before, "prune")
+        after = publish(checkpoint, work, before, "prune")
     tensors = tuple(
         PrunedTensor(e.name, e.shape, e.dtype, run.kept[e.name]) for _, e in checkpoint.tensors if e.name in taken
     )
@@ -296,8 +293,8 @@ def _taken(checkpoint: Checkpoint, options: Options) -> dict[str, int]:
 
 def _check_divides(entry: Entry, options: Options) -> None:
     rows, cols = matrix_shape(entry.shape)
-    block = re.fullmatch(r"block:(\d+)x(\d+)", options.pattern)
-    if block and (rows % int(block[1]) or cols % int(block[2])):
+    height, width = block_sides(options.pattern)
+    if rows % height or cols % width:
         raise ValueError(
             f"prune: pattern {options.pattern!r} must divide the shape, got {entry.shape} of {entry.name!r}"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from gossamer._arrays import Host, matrix_shape
 from gossamer.headers import DTYPES, Entry, Header, open_file, read_into
 
+Progress = Callable[[str, float | None, str], None]  # (phase, share done or None, words)
 BLOCK = 4 << 20  # bytes: a block stays in the cache while it is read, masked and written
 
 
@@ -23,7 +24,7 @@ class Reader:
     its kind, so that one can be written while the next is read.
     """
 
-    def __init__(self, function: str, progress: Callable[[str, float | None, str], None] | None = None) -> None:
+    def __init__(self, function: str, progress: Progress | None = None) -> None:
         self._function, self._progress = function, progress
         self._open: tuple[Path, BinaryIO] | None = None
         self._whole, self._part = ([np.empty(0, np.uint8) for _ in range(2)] for _ in range(2))

@@ -47,6 +47,12 @@ class Group(Protocol):
         """(first row, pruned rows, their mask) of a tensor; the tensors come in their order."""
 
 
+def block_sides(pattern: str) -> tuple[int, int]:
+    """Rows and columns of the blocks of a pattern; (1, 1) for others."""
+    block = re.fullmatch(r"block:(\d+)x(\d+)", pattern)
+    return (int(block[1]), int(block[2])) if block else (1, 1)
+
+
 def unit_grid(shape: tuple[int, ...], pattern: str) -> tuple[int, int, int, int]:
     """(rows of units, columns of units, rows of a unit, columns of a unit), which divide the shape."""
     rows, cols = matrix_shape(shape)
@@ -54,8 +60,7 @@ def unit_grid(shape: tuple[int, ...], pattern: str) -> tuple[int, int, int, int]
         return rows, 1, 1, cols
     if pattern == "col":
         return 1, cols, rows, 1
-    block = re.fullmatch(r"block:(\d+)x(\d+)", pattern)
-    height, width = (int(block[1]), int(block[2])) if block else (1, 1)
+    height, width = block_sides(pattern)
     return rows // height, cols // width, height, width
 
 
@@ -152,10 +157,8 @@ class Together:
         while not search.found:
             reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
             for tensor in tensors:
-                for _, w, method, scores, first, free in self._parts(reader, *tensor):
+                for _, w, method, scores, first, _ in self._parts(reader, *tensor):
                     with _naming(tensor[0], tensor[1], w):
-                        if free is not None:
-                            method, scores, first = "", self._scores(method, scores, first)[free], 0
                         search.add(method, scores, self._seed, first)
             search.end()
         self._score, self._ties = search.score, search.ties
@@ -174,17 +177,14 @@ class Together:
     def _masks(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
         _, _, height, width = unit_grid(entry.shape, self._options.pattern)
         for row, w, method, scores, first, free in self._parts(reader, header, entry, start):
-            whole = scores.shape
             with _naming(header, entry, w):
-                if free is not None:
-                    method, scores, first = "", self._scores(method, scores, first)[free], 0
                 bits = Mask._blank(scores.shape, "prune")
                 left = self._ties - self._used
                 nnz, used = _core.keep_above("prune", method, scores, None, self._seed, first, self._score, left, bits)
             self._used += used
             mask = Mask._own(scores.shape, bits, nnz)
             if free is not None:
-                dense = np.ones(whole, np.bool_)
+                dense = np.ones(free.shape, np.bool_)
                 dense[free] = mask.to_dense()
                 mask = Mask.from_dense(dense)
             if (height, width) != (1, 1):
@@ -196,7 +196,7 @@ class Together:
     ) -> Iterator[tuple[int, Host, str, Host, int, Host | None]]:
         """(first row, weights, method, what it scores, flat index, where min_density leaves a choice) in strips.
 
-        What is scored is the weights, or with method "" it is the scores, one a unit.
+        What is scored is the weights, or with method "" it is the scores, one a unit; of a choice only those there.
         """
         options = self._options
         cols = matrix_shape(entry.shape)[1]
@@ -205,7 +205,8 @@ class Together:
             units = np.zeros((unit_rows, unit_cols), compute_dtype(DTYPES[entry.dtype]))
             first_ones = self._floor_count(units.size) if options.min_density else 0
             left = np.arange(units.size).reshape(units.shape) >= first_ones
-            yield 0, reader.tensor(header, entry), "", units, 0, left if first_ones else None
+            scores = units[left] if first_ones else units
+            yield 0, reader.tensor(header, entry), "", scores, 0, left if first_ones else None
             return
         floor = self._floor(reader, header, entry, start)
         known = None
@@ -228,6 +229,7 @@ class Together:
             if floor is not None:
                 bits = np.unpackbits(floor.packed[row : row + len(strip)], axis=1, count=cols, bitorder="little")
                 free = bits[::height, ::width] == 0
+                method, scores, first = "", self._scores(method, scores, first)[free], 0
             yield row, strip, method, scores, first, free
 
     @staticmethod
