@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,24 +217,35 @@ def test_a_full_disk_leaves_the_old_output(tmp_path: Path, sharded: bool, monkey
     assert everything(tmp_path) == sorted({str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")})
 
 
-def test_a_file_system_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def libc(code: int) -> Any:
+    """A system whose every call fails with that error."""
+
+    def fail(*_: object) -> int:
+        work.ctypes.set_errno(code)
+        return -1
+
+    return SimpleNamespace(renameat2=fail, sync_file_range=fail, fallocate=fail)
+
+
+def test_a_file_system_without_exchange_and_room_in_advance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = write_sharded(tmp_path / "in", parts(2, 16, 16)), tmp_path / "out"
     gs.checkpoints.prune(source, out, sparsity=0.9)
-
-    class Libc:
-        @staticmethod
-        def renameat2(*_: object) -> int:
-            work.ctypes.set_errno(22)
-            return -1
-
-        @staticmethod
-        def sync_file_range(*_: object) -> int:
-            return -1
-
-    monkeypatch.setattr(work, "_LIBC", Libc)
+    monkeypatch.setattr(work, "_LIBC", libc(errno.EINVAL))
     gs.checkpoints.prune(source, out, sparsity=0.5)
     assert gs.checkpoints.inspect(out / INDEX).sparsity == 0.5
     assert everything(tmp_path)[0] == "in"
+
+
+def test_too_little_room_is_noticed_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file(parts(1, 16, 16)[0], source)
+    written: list[object] = []
+    monkeypatch.setattr(work, "_LIBC", libc(errno.ENOSPC))
+    monkeypatch.setattr(work.os, "pwrite", lambda *arguments: written.append(arguments))
+    with pytest.raises(OSError, match="No space"):
+        gs.checkpoints.prune(source, tmp_path / "out.safetensors", sparsity=0.5)
+    assert not written
+    assert everything(tmp_path) == ["in.safetensors"]
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -349,3 +349,18 @@ def test_inputs_are_not_written() -> None:
 def test_other_float_scores_than_the_weights() -> None:
     mask = gs.topk_mask(np.array([1.0, 3.0, 2.0], np.float64), nnz=1)
     assert gs.apply_mask(np.ones(3, np.float32), mask).tolist() == [0, 1, 0]
+
+
+def test_stages_that_contradict_each_other() -> None:
+    """Data that repeat make the samples agree too well: the brackets of two stages are apart."""
+    copies = 64
+    r = np.random.default_rng(0)
+    r.standard_normal(1 << 20, dtype=np.float32)
+    tile = np.abs(r.standard_normal(1 << 20, dtype=np.float32))
+    mask = gs.topk_mask(np.tile(tile, copies).reshape(-1, 1 << 14), sparsity=0.05)
+    lowest = np.sort(tile)[::-1][(mask.nnz - 1) // copies]
+    above, equal = tile > lowest, np.flatnonzero(np.tile(tile == lowest, copies))
+    expected = np.tile(above, copies)
+    expected[equal[: mask.nnz - copies * int(above.sum())]] = True
+    assert mask.nnz == expected.size - expected.size * 5 // 100
+    np.testing.assert_array_equal(mask.to_dense().reshape(-1), expected)

@@ -258,6 +258,7 @@ class Engine {
       if (!streamed.empty()) {
         const std::vector<std::int64_t> open = total_of(counts);
         bracket = tighten(streamed, bins, open, bracket, static_cast<double>(count) / static_cast<double>(size_));
+        if (bracket.low > bracket.high) return false;  // two stages contradict each other
         const auto begin = open.begin() + static_cast<std::ptrdiff_t>(bins.of(bracket.low));
         const auto end = open.begin() + static_cast<std::ptrdiff_t>(bins.of(bracket.high)) + 1;
         const auto inside = static_cast<double>(std::accumulate(begin, end, std::int64_t{0}));

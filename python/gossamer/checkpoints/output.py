@@ -28,6 +28,7 @@ class Sink:
     def __init__(self, file: GrowingFile, header: Header) -> None:
         self._file = file
         self._next = {name: header.data + entry.start for name, entry in header.entries.items()}
+        file.reserve(header.file_size)
         file.write(0, header.raw)
 
     def copy(self, entry: Entry, data: Host) -> None:

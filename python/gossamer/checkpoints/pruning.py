@@ -143,7 +143,8 @@ def prune(
 
     The tensors are those that :func:`gossamer.prune` would give for the mapping of all that are taken (files by name,
     in a file by their place), bit for bit; the others, and the metadata, stay byte for byte. At most 3 times the
-    largest tensor and 200 MB are held (lamp: 24 bytes a weight of the largest tensor, for its sort).
+    largest tensor and 200 MB are held (lamp: 36 bytes a weight of the largest tensor, for its sort; tensors
+    of one row, or pruned by columns, take more, too).
 
     Parameters
     ----------

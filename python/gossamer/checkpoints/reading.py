@@ -75,7 +75,7 @@ class Reader:
             yield data
 
     def sample(self, header: Header, entry: Entry, pieces: int, length: int) -> Host:
-        """Elements of a tensor: that many stretches of up to ``length`` at random places."""
+        """Elements of a tensor: that many stretches of up to ``length`` at random places, one a row."""
         dtype = DTYPES[entry.dtype]
         length = min(length, entry.size)
         places = np.random.Generator(np.random.SFC64(entry.start)).integers(0, entry.size - length + 1, pieces)
@@ -83,7 +83,7 @@ class Reader:
         file = self._file(header)
         for place, to in zip(places.tolist(), found, strict=True):
             read_into(file, header.data + entry.start + place * dtype.itemsize, to, header.path, self._function)
-        return found.reshape(-1)
+        return found
 
     def _read(self, header: Header, entry: Entry, offset: int, to: Host) -> None:
         read_into(self._file(header), header.data + entry.start + offset, to, header.path, self._function)

@@ -22,7 +22,7 @@ from gossamer.selection import select
 
 _WHOLE = ("lamp", "fpgm")  # methods that look at a whole tensor
 _PIECES, _PIECE = 8192, 64  # of the sample: stretches, and weights in each
-_MARGIN = 0.025  # the share of the sample on either side of the threshold where it is looked for first
+_MARGIN, _DEVIATIONS = 0.0001, 6  # the threshold is looked for first in this share of the sample, and its deviations
 
 Tensor = tuple[Header, Entry, int]  # the last: the flat index of its first element among all that are pruned
 State = dict[str, Any]  # plain JSON
@@ -266,16 +266,24 @@ class Together:
         size = sum(entry.size for _, entry, _ in tensors)
         if options.method != "magnitude" or options.pattern != "element" or options.min_density or size < 1 << 24:
             return 0.0, math.inf
-        found = [
+        stretches = [
             np.abs(reader.sample(header, entry, max(1, round(_PIECES * entry.size / size)), _PIECE).astype(np.float64))
             for header, entry, _ in tensors
             if entry.size
         ]
-        scores = np.sort(np.concatenate(found))[::-1]
+        scores = np.sort(np.concatenate([found.reshape(-1) for found in stretches]))[::-1]
         scores = scores[~np.isnan(scores)]
         if not scores.size:
             return 0.0, math.inf
-        low, high = (int((kept / size + d) * scores.size) for d in (_MARGIN, -_MARGIN))
+        middle = scores[min(int(kept / size * scores.size), scores.size - 1)]
+        margin = _MARGIN + _DEVIATIONS * max(
+            float(np.std(shares) / math.sqrt(shares.size))  # neighbours are alike: stretches are counted, not weights
+            for shares in (
+                np.concatenate([(found > middle).mean(axis=1) for found in stretches]),
+                np.concatenate([(found >= middle).mean(axis=1) for found in stretches]),
+            )
+        )
+        low, high = (int((kept / size + d) * scores.size) for d in (margin, -margin))
         return (
             float(scores[low]) if low < scores.size else 0.0,
             float(scores[high]) if high >= 0 else math.inf,
