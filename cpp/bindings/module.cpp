@@ -13,6 +13,7 @@
 #include "core/float_guard.hpp"
 #include "core/parallel.hpp"
 #include "ops/adjust.hpp"
+#include "ops/formats.hpp"
 #include "ops/mask.hpp"
 #include "ops/matmul.hpp"
 #include "ops/prune.hpp"
@@ -345,6 +346,25 @@ Array stored_values(const char* function, std::int64_t count, const py::array& v
   return v;
 }
 
+std::string bind_check_format(const std::string& function, const std::string& format, const py::array& mask,
+                              std::int64_t rows, std::int64_t cols) {
+  const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
+  const Running running;
+  return check_format(function.c_str(), format, bits, rows, cols);
+}
+
+void bind_quantize(const std::string& function, const std::string& argument, std::int64_t rows, const py::array& indptr,
+                   const py::array& values, const py::array& numbers, const py::array& scales) {
+  const std::int64_t* starts = buffer<std::int64_t>("indptr", indptr, rows + 1, false);
+  const Array from = view(function.c_str(), argument.c_str(), values);
+  if (from.rows() != 1 || from.cols() != starts[rows]) value_error("_core: indptr does not belong to the values");
+  const Array to = stored_values(function.c_str(), from.cols(), numbers, true);
+  if (to.dtype() != DType::int8) type_error("_core: numbers must be int8");
+  float* of_rows = buffer<float>("scales", scales, rows, true);
+  const Running running;
+  quantize(function.c_str(), argument.c_str(), starts, rows, from, reinterpret_cast<std::int8_t*>(to.data()), of_rows);
+}
+
 void bind_values_to_dense(const py::array& mask, std::int64_t rows, std::int64_t cols, const py::array& indptr,
                           const py::array& values, const py::array& out) {
   const std::uint8_t* bits = buffer<std::uint8_t>("mask", mask, rows * row_bytes(cols), false);
@@ -558,6 +578,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used(), py::multiple_interpreters::per
   m.def("mask_to_indices", &bind_mask_to_indices);
   m.def("mask_to_values", &bind_mask_to_values);
   m.def("pattern_to_mask", &bind_pattern_to_mask);
+  m.def("check_format", &bind_check_format);
+  m.def("quantize", &bind_quantize);
   m.def("values_to_dense", &bind_values_to_dense);
   m.def("transpose", &bind_transpose);
   m.def("gather", &bind_gather);

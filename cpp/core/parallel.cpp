@@ -336,7 +336,52 @@ void set_num_threads(int n) {
 
 void shutdown_threads() { reset_pool(); }
 
+namespace {
+
+struct Host {
+  HostParallelFor f;
+  void* context;
+};
+std::atomic<const Host*> host{nullptr};
+
+// The host's indices are not trusted to be different: whoever comes is the next worker, and takes chunks until there
+// are none. What a host leaves out is done here in the end.
+void run_on_host(const Host& pool, std::int64_t n, int workers, void (*fn)(void*, std::int64_t, int), void* context) {
+  struct Job {
+    std::int64_t n;
+    int workers;
+    void (*fn)(void*, std::int64_t, int);
+    void* context;
+    std::atomic<std::int64_t> next{0};
+    std::atomic<int> worker{0};
+
+    void work(int self) {
+      for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) fn(context, i, self);
+    }
+  } job{n, workers, fn, context, {}, {}};
+  const HostTask task = [](void* argument, std::int32_t) {
+    Job& j = *static_cast<Job*>(argument);
+    const int self = j.worker.fetch_add(1, std::memory_order_relaxed);
+    if (self >= j.workers) return;
+    const FloatGuard guard;
+    j.work(self);
+  };
+  pool.f(pool.context, workers, task, &job);
+  job.work(0);
+}
+
+}  // namespace
+
+void set_host_parallel_for(HostParallelFor f, void* context) {
+  const Host* fresh = f == nullptr ? nullptr : new Host{f, context};
+  delete host.exchange(fresh, std::memory_order_acq_rel);
+  if (fresh != nullptr) shutdown_threads();
+}
+
 void run_chunks(std::int64_t n, int workers, void (*fn)(void*, std::int64_t, int), void* context) {
+  const Host* other = host.load(std::memory_order_acquire);
+  if (other != nullptr && n > 1 && workers > 1)
+    return run_on_host(*other, n, static_cast<int>(std::min<std::int64_t>(workers, n)), fn, context);
   Pool* pool = n > 1 && workers > 1 ? acquire_pool() : nullptr;
   if (pool == nullptr) {
     for (std::int64_t i = 0; i < n; ++i) fn(context, i, 0);

@@ -15,6 +15,12 @@ int num_threads();
 void set_num_threads(int n);  // n >= 1
 void shutdown_threads();
 
+// A host's own pool in place of this one: f(context, count, task, argument) calls task(argument, i) for i = 0 ..
+// count-1 on any threads and returns when all have returned. nullptr: this pool again. Not while a job runs.
+using HostTask = void (*)(void* argument, std::int32_t index);
+using HostParallelFor = void (*)(void* context, std::int32_t count, HostTask task, void* argument);
+void set_host_parallel_for(HostParallelFor f, void* context);
+
 // fn(context, chunk, worker) for chunk = 0 .. n-1; worker is in [0, workers) and unique while it runs.
 // fn must not throw.
 void run_chunks(std::int64_t n, int workers, void (*fn)(void*, std::int64_t, int), void* context);

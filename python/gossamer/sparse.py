@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ from gossamer.threads import after_fork
 
 if TYPE_CHECKING:
     import scipy.sparse
-
-_FORMATS = ("auto", *KERNELS, "n:m", "N:M", "bsr:RxC")
 
 
 def index_dtype(cols: int) -> type[np.signedinteger[Any]]:
@@ -556,32 +553,10 @@ def _plan_of(plan: Any, structure: Structure, values: Host, function: str) -> Pl
     return known
 
 
-_RUN = 1 << 22  # values that are quantized at a time: what this takes beside the result stays small
-_SMALLEST_SCALE = np.finfo(np.float32).smallest_normal  # a smaller one has too few digits
-_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))  # 127 of the next are infinite
-
-
-@np.errstate(all="ignore")  # a caller's must not stop what rounds to 0 or is refused
 def _quantize(structure: Structure, values: Host, function: str, argument: str) -> tuple[Host, Host]:
     """int8 values and the scale of each row: its largest magnitude / 127, but never below what float32 holds well."""
-    indptr, rows = structure.indptr(), structure.shape[0]
-    numbers, scales = empty(values.shape, np.int8, function), np.zeros(rows, np.float32)
-    first = 0
-    while first < rows:
-        last = max(first + 1, int(np.searchsorted(indptr, indptr[first] + _RUN, side="right")) - 1)
-        starts, scale = indptr[first : last + 1], scales[first:last]
-        part = values[starts[0] : starts[-1]].astype(np.float32)
-        if not np.isfinite(part).all():
-            raise ValueError(f"{function}: {argument} must be finite (in float32) for dtype int8, got NaN or infinity")
-        filled = np.diff(starts) > 0
-        if part.size:
-            largest = np.maximum.reduceat(abs(part), (starts[:-1] - starts[0])[filled])
-            least = np.where(largest > 0, _SMALLEST_SCALE, np.float32(0))
-            scale[filled] = np.clip(largest / np.float32(127), least, _LARGEST_SCALE)
-        part /= np.repeat(np.where(scale > 0, scale, np.float32(1)), np.diff(starts))
-        np.rint(part, out=part)
-        numbers[starts[0] : starts[-1]] = np.clip(part, -127, 127, out=part)
-        first = last
+    numbers, scales = empty(values.shape, np.int8, function), np.zeros(structure.shape[0], np.float32)
+    _core.quantize(function, argument, structure.shape[0], structure.indptr(), values, numbers, scales)
     return numbers, scales
 
 
@@ -603,68 +578,7 @@ def _choose(format: str, structure: Structure, dtype: Any, function: str) -> Pla
         return as_asked(format)
     if format == "auto":
         return structure.plan(dtype)
-    if match := re.fullmatch(r"bsr:([1-9]\d{0,8})x([1-9]\d{0,8})", format, re.ASCII):
-        _check_blocks(structure.mask(), int(match[1]), int(match[2]), function)
-        return as_pattern(format)
-    if format == "n:m":
-        return as_pattern("{}:{}".format(*_find_n_of_m(structure, function)))
-    if match := re.fullmatch(r"(0|[1-9]\d?):(0|[1-9]\d?)", format, re.ASCII):
-        _check_n_of_m(structure, int(match[1]), int(match[2]), function)
-        return as_pattern(format)
-    raise ValueError(f"{function}: format must be one of {', '.join(_FORMATS)}, got {format!r}")
-
-
-def _check_blocks(mask: Mask, height: int, width: int, function: str) -> None:
-    rows, cols = mask.shape
-    if rows % height or cols % width:
-        raise ValueError(
-            f"{function}: format bsr:{height}x{width} must divide the shape into blocks, got {(rows, cols)}"
-        )
-    kept = mask.to_dense().reshape(rows // height, height, cols // width, width)
-    parts = np.argwhere(kept.any((1, 3)) & ~kept.all((1, 3)))
-    if len(parts):
-        where = tuple(int(i) for i in parts[0])
-        raise ValueError(f"{function}: mask must keep whole {height}x{width} blocks, got a part of block {where}")
-
-
-def _kept_of_groups(structure: Structure, of: int) -> Host:
-    """How many of every ``of`` consecutive elements of a row are kept ``[rows, cols / of]``."""
-    rows, cols = structure.shape
-    packed = structure.mask().packed
-    if of in (8, 16, 32):
-        counts: Host = np.bitwise_count(packed.view(f"<u{of // 8}"))
-    elif of in (2, 4):
-        parts = [np.bitwise_count(packed >> first & (1 << of) - 1) for first in range(0, 8, of)]
-        counts = np.stack(parts, axis=2).reshape(rows, packed.shape[1] * len(parts))[:, : cols // of]
-    else:
-        counts = structure.mask().to_dense().reshape(rows, cols // of, of).sum(2, dtype=np.uint8)
-    return counts
-
-
-def _check_n_of_m(structure: Structure, keep: int, of: int, function: str) -> None:
-    rows, cols = structure.shape
-    if not 0 < of <= 32 or keep > of:
-        raise ValueError(f"{function}: format N:M must have N <= M <= 32, got {keep}:{of}")
-    if cols % of:
-        raise ValueError(f"{function}: format {keep}:{of} must divide the rows into groups, got {(rows, cols)}")
-    over = np.argwhere(_kept_of_groups(structure, of) > keep)
-    if len(over):
-        row, group = (int(i) for i in over[0])
-        raise ValueError(
-            f"{function}: mask must keep at most {keep} of every {of}, got more in row {row}, group {group}"
-        )
-
-
-def _find_n_of_m(structure: Structure, function: str) -> tuple[int, int]:
-    """The smallest M of which every group keeps as many; of a mask without elements the smallest M, and N = 0."""
-    rows, cols = structure.shape
-    for of in range(2, 33):
-        keep, rest = divmod(structure.nnz * of, max(1, rows * cols))
-        if cols % of == 0 and rest == 0 and (_kept_of_groups(structure, of) == keep).all():
-            return keep, of
-    raise ValueError(
-        f"{function}: mask must keep N of every M <= 32 consecutive elements for format 'n:m', got another"
-    )
+    return as_pattern(_core.check_format(function, format, structure.mask().packed, *structure.shape))
 
 
 def _value_dtype(dtype: Any, function: str, int8: bool = False) -> Any:
