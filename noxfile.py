@@ -21,6 +21,21 @@ def build_and_test(session: nox.Session, *presets: str) -> None:
         session.run("ctest", "--preset", preset)
 
 
+def run_example(session: nox.Session, prefix: str) -> None:
+    """examples/c against an installed library, shared and static; under valgrind where there is one."""
+    check = ["valgrind", "-q", "--leak-check=full", "--errors-for-leak-kinds=definite,possible", "--error-exitcode=9"]
+    for static in ("OFF", "ON"):
+        build = Path(session.create_tmp()).resolve() / f"example-{static}"
+        shutil.rmtree(build, ignore_errors=True)
+        options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DSTATIC={static}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+        warnings = "-DCMAKE_C_FLAGS=-Wall -Wextra -Werror"
+        session.run("cmake", "-G", "Ninja", "-S", str(ROOT / "examples/c"), "-B", str(build), *options, warnings)
+        session.run("cmake", "--build", str(build))
+        session.run(str(build / "example"), external=True)
+        if shutil.which("valgrind"):  # which does not know every instruction
+            session.run(*check, str(build / "example"), external=True, env={"GOSSAMER_ISA": "baseline"})
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite on an installed package."""
@@ -45,6 +60,10 @@ def lint(session: nox.Session) -> None:
 def native(session: nox.Session) -> None:
     """The C++ and C tests: optimised with warnings as errors, then under the sanitizers."""
     build_and_test(session, *(session.posargs or PRESETS))
+    if not session.posargs:
+        prefix = str(Path(session.create_tmp()).resolve() / "prefix")
+        session.run("cmake", "--install", "build/dev", "--prefix", prefix)
+        run_example(session, prefix)
 
 
 @nox.session
@@ -59,7 +78,7 @@ def aarch64(session: nox.Session) -> None:
 @nox.session
 def package(session: nox.Session) -> None:
     """An editable install, an sdist, a wheel from nothing but the sdist, and the installed command."""
-    session.install("build", "twine")
+    session.install("build", "twine", "cmake", "ninja")
     session.install("-e", ".")
     session.run("gossamer", "info", "--json")
     dist = Path(session.create_tmp()).resolve()
@@ -72,3 +91,5 @@ def package(session: nox.Session) -> None:
     session.chdir(dist)  # not the source tree
     session.run("gossamer", "info")
     session.run("python", "-c", "import gossamer as gs; gs.prune; assert gs.info()['version'] == gs.__version__")
+    code = "import gossamer; print(*gossamer.__path__, sep=';')"
+    run_example(session, str(session.run("python", "-c", code, silent=True)).strip())

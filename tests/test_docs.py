@@ -2,9 +2,13 @@
 """The documentation: every Python block runs, every link inside the repository leads somewhere."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+
+from c_api import PREFIXES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -23,6 +27,25 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, match.start()) + 1
         exec(compile("\n" * line + match[1], str(page), "exec"), scope)  # line numbers as on the page
+
+
+def programs() -> list[tuple[str, str, str]]:
+    blocks = re.compile(r"^```(c|cpp)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page.name, *block) for page in PAGES for block in blocks.findall(page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "language", "text"), programs())
+def test_c_blocks_compile_and_run(page: str, language: str, text: str, tmp_path: Path) -> None:
+    compiler = shutil.which("cc" if language == "c" else "c++")
+    if compiler is None:
+        pytest.skip("no compiler")
+    source, program = tmp_path / f"{page}.{language}", tmp_path / "program"
+    source.write_text(text)
+    root = next(prefix for prefix in PREFIXES if (prefix / "lib").is_dir())
+    standard = ["-std=c99", "-Wall"] if language == "c" else ["-std=c++17", "-Wall"]
+    link = ["-L", root / "lib", "-lgossamer", f"-Wl,-rpath,{root / 'lib'}", "-pthread"]
+    subprocess.run([compiler, *standard, "-Werror", "-I", root / "include", source, "-o", program, *link], check=True)
+    subprocess.run([program], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -250,7 +250,7 @@ gossamer_status gossamer_matrix_get_info(const gossamer_matrix* a, gossamer_matr
   constexpr const char* f = "matrix_get_info";
   return guarded([&] {
     const Matrix& m = of(f, "a", a);
-    *given(f, "info", info) = {m.rows(),          m.cols(), m.nnz(), m.nbytes(), static_cast<std::int32_t>(m.dtype()),
+    *given(f, "info", info) = {m.rows(),         m.cols(), m.nnz(), m.nbytes(), static_cast<std::int32_t>(m.dtype()),
                                m.asked().c_str()};
   });
 }

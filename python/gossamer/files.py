@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gossamer._arrays import Array, Host, host
-from gossamer.headers import DTYPES, open_file, parse_header, read_array
+from gossamer.headers import DTYPES, NAMES, open_file, parse_header, read_array
 from gossamer.masks import Mask
 from gossamer.sparse import SparseMatrix, _restored, _structure_of
 
@@ -68,7 +68,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, SparseMatrix | Mask
             kinds[name] = {"kind": "mask", "shape": value.shape}
         else:
             array = host(value, "save", f"tensors[{name!r}]")
-            if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.dtype.isnative:
+            if array.dtype not in NAMES or array.dtype.kind == "c" or not array.dtype.isnative:
                 raise TypeError(
                     f"save: tensors[{name!r}] must be bool, int or float of 64 bits or less, got {array.dtype}"
                 )
