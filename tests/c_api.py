@@ -36,29 +36,55 @@ def struct(called: str, /, **fields: Any) -> Any:
 Array = struct("Array", data=Pointer, dtype=c.c_int32, ndim=c.c_int32, shape=Sizes, strides=Sizes)
 Tensor = struct(
     "Tensor",
-    name=c.c_char_p, weights=Pointer, aux=Pointer, prior=Pointer, mask=Pointer, out=Pointer,
+    name=c.c_char_p,
+    weights=Pointer,
+    aux=Pointer,
+    prior=Pointer,
+    mask=Pointer,
+    out=Pointer,
     nnz=c.c_int64,
 )
 Selection = struct(
     "Selection",
-    rule=c.c_int32, sparsity=c.c_double, nnz=c.c_int64, threshold=c.c_double,
-    pattern=c.c_char_p, group=c.c_char_p, min_density=c.c_double, nan=c.c_char_p,
+    rule=c.c_int32,
+    sparsity=c.c_double,
+    nnz=c.c_int64,
+    threshold=c.c_double,
+    pattern=c.c_char_p,
+    group=c.c_char_p,
+    min_density=c.c_double,
+    nan=c.c_char_p,
 )
 Csr = struct(
     "Csr",
-    rows=c.c_int64, cols=c.c_int64, nnz=c.c_int64, indptr=Pointer, indices=Pointer,
-    index_bytes=c.c_int32, dtype=c.c_int32, values=Pointer,
+    rows=c.c_int64,
+    cols=c.c_int64,
+    nnz=c.c_int64,
+    indptr=Pointer,
+    indices=Pointer,
+    index_bytes=c.c_int32,
+    dtype=c.c_int32,
+    values=Pointer,
 )
 Info = struct(
     "Info",
-    rows=c.c_int64, cols=c.c_int64, nnz=c.c_int64, nbytes=c.c_int64,
-    dtype=c.c_int32, format=c.c_char_p,
+    rows=c.c_int64,
+    cols=c.c_int64,
+    nnz=c.c_int64,
+    nbytes=c.c_int64,
+    dtype=c.c_int32,
+    format=c.c_char_p,
 )
 Epilogue = struct("Epilogue", bias=Pointer, activation=c.c_int32, residual=Pointer)
 Entry = struct("Entry", name=c.c_char_p, kind=c.c_int32, dtype=c.c_int32, ndim=c.c_int32, shape=Sizes)
 Saved = struct(
     "Saved",
-    name=c.c_char_p, matrix=Pointer, array=Pointer, mask=Pointer, shape=Sizes, ndim=c.c_int32,
+    name=c.c_char_p,
+    matrix=Pointer,
+    array=Pointer,
+    mask=Pointer,
+    shape=Sizes,
+    ndim=c.c_int32,
 )
 
 
