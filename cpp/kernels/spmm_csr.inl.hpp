@@ -33,26 +33,31 @@ void spmm(const std::int64_t* indptr, const void* indices_, const void* values_,
   }
 }
 
-// One column of X: four independent sums hide the latency of the addition.
+// One column of X, as it lies. Four vectors of sums hide the latency of the addition; values and indices are asked for
+// long before (the hardware's own prefetch stops at page borders). 8192x8192 at 90 %, one thread: 0.50 ns a value with
+// four scalar sums, 0.31 with gather instructions, 0.26 so.
 template <class T, class S, class Index>
 void spmv(const std::int64_t* indptr, const void* indices_, const void* values_, std::int64_t first, std::int64_t last,
           const T* x, T* y) {
   const Index* indices = static_cast<const Index*>(indices_);
   const S* values = static_cast<const S*>(values_);
+  constexpr std::int64_t ahead = 4096;  // bytes
   for (std::int64_t row = first; row < last; ++row) {
     T total{0};
     const std::int64_t end = indptr[row + 1];
     for (std::int64_t i = indptr[row]; i < end;) {
-      const std::int64_t stop = end - i < sum_run ? end : i + sum_run;
-      T s0{0}, s1{0}, s2{0}, s3{0};
-      for (; i + 4 <= stop; i += 4) {
-        s0 += Widen(values[i]) * x[indices[i]];
-        s1 += Widen(values[i + 1]) * x[indices[i + 1]];
-        s2 += Widen(values[i + 2]) * x[indices[i + 2]];
-        s3 += Widen(values[i + 3]) * x[indices[i + 3]];
+      const std::int64_t stop = end - i < 4 * sum_run ? end : i + 4 * sum_run;
+      Sum4<T> sum[4] = {};
+      for (; i + 16 <= stop; i += 16) {
+        __builtin_prefetch(reinterpret_cast<const char*>(values + i) + ahead);
+        __builtin_prefetch(reinterpret_cast<const char*>(indices + i) + ahead);
+        GOSSAMER_UNROLL for (int k = 0; k < 4; ++k) sum[k] =
+            AddPicked(values + i + 4 * k, x, indices + i + 4 * k, sum[k]);
       }
-      for (; i < stop; ++i) s0 += Widen(values[i]) * x[indices[i]];
-      total += (s0 + s1) + (s2 + s3);
+      for (; i + 4 <= stop; i += 4) sum[0] = AddPicked(values + i, x, indices + i, sum[0]);
+      T rest{0};
+      for (; i < stop; ++i) rest += Widen(values[i]) * x[indices[i]];
+      total += ReduceSum(Add(Add(sum[0], sum[1]), Add(sum[2], sum[3]))) + rest;
     }
     *y++ = total;
   }

@@ -9,6 +9,7 @@
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
 //   KeepBits          the lane where the bit is set, +0 elsewhere
 //   Widen             a stored scalar as the number that is computed with
+//   Sum4 AddPicked    four sums, and sum[k] += stored number k * x[index k]; ReduceSum
 //   LoadFour Spread   four stored numbers, widened, as Four<V>; one of them in all lanes
 //   Lanes<V>          a set of lanes, from bits
 //   Expand            the next packed numbers into a set of lanes, +0 elsewhere; reads as many as V has lanes

@@ -189,6 +189,25 @@ inline float Widen(Half x) { return LoadAs<Simd<float>::V>(&x).v; }
 inline float Widen(std::int8_t x) { return x; }
 inline float Widen(BFloat x) { return LoadAs<Simd<float>::V>(&x).v; }
 
+template <class T>
+struct Sum4 {
+  T v[4];
+};
+template <class S, class T, class Index>
+inline Sum4<T> AddPicked(const S* values, const T* x, const Index* i, Sum4<T> sum) {
+  for (int k = 0; k < 4; ++k) sum.v[k] += Widen(values[k]) * x[i[k]];
+  return sum;
+}
+template <class T>
+inline T ReduceSum(Sum4<T> a) {
+  return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+}
+template <class T>
+inline Sum4<T> Add(Sum4<T> a, Sum4<T> b) {
+  for (int k = 0; k < 4; ++k) a.v[k] += b.v[k];
+  return a;
+}
+
 // Four numbers, each of which can be spread over all lanes.
 template <class V>
 struct Four {

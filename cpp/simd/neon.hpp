@@ -246,6 +246,32 @@ inline float Widen(BFloat x) {
   return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(std::uint32_t{x.bits} << 16)), 0);
 }
 
+template <class T>
+struct Sum4;
+template <>
+struct Sum4<float> {
+  VF32 v;
+};
+template <>
+struct Sum4<double> {
+  VF64 low, high;
+};
+template <class S, class Index>
+inline Sum4<float> AddPicked(const S* values, const float* x, const Index* i, Sum4<float> sum) {
+  const float picked[] = {x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+  return {MulAdd(LoadAs<VF32>(values), Load<VF32>(picked), sum.v)};
+}
+template <class Index>
+inline Sum4<double> AddPicked(const double* values, const double* x, const Index* i, Sum4<double> sum) {
+  const double picked[] = {x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+  return {MulAdd(Load<VF64>(values), Load<VF64>(picked), sum.low),
+          MulAdd(Load<VF64>(values + 2), Load<VF64>(picked + 2), sum.high)};
+}
+inline float ReduceSum(Sum4<float> a) { return ReduceSum(a.v); }
+inline double ReduceSum(Sum4<double> a) { return ReduceSum(Add(a.low, a.high)); }
+inline Sum4<float> Add(Sum4<float> a, Sum4<float> b) { return {Add(a.v, b.v)}; }
+inline Sum4<double> Add(Sum4<double> a, Sum4<double> b) { return {Add(a.low, b.low), Add(a.high, b.high)}; }
+
 template <class V>
 struct Four {
   V v[4 / V::lanes];

@@ -32,13 +32,13 @@ DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtyp
 # For every kernel and number of columns: nanoseconds an element of the matrix, and a kept one of them.
 Costs: TypeAlias = dict[str, list[tuple[float, float]]]
 
-_MODEL = 2  # the version of what costs mean and how they are measured: others' files are not read
+_MODEL = 3  # the version of what costs mean and how they are measured: others' files are not read
 
 # Of float32, on a 2-core Zen 5 with AVX-512 and OpenBLAS (`python -c "import gossamer.plan as p; print(p.measure())"`).
 # For small matrices, whose calls take microseconds everywhere, and where nothing may be measured: GOSSAMER_CALIBRATE=0.
 BUILT_IN: Costs = {
     "csr": [
-        (0.0006, 0.24),
+        (0.0018, 0.117),
         (0.0026, 0.42),
         (0.0024, 0.42),
         (0.0024, 0.42),
