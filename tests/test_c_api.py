@@ -296,6 +296,7 @@ def group(kind: str = "matrix", shape: Any = (4, 8), format: Any = "csr") -> dic
 
 
 BITS, VALUES = one("U8", (4, 1), (8, 12), "w.bitmask"), one("F32", (2,), (0, 8), "w.values")
+EMPTY = one("U8", (0,), (0, 0), "w.bitmask") | one("F32", (0,), (0, 0), "w.values")
 TORN: dict[str, tuple[Any, str]] = {
     "no bitmask": (group() | VALUES, "no tensor 'w.bitmask'"),
     "no values": (group() | one("U8", (4, 1), (0, 4), "w.bitmask"), "no tensor 'w.values'"),
@@ -303,6 +304,10 @@ TORN: dict[str, tuple[Any, str]] = {
     "another shape": (group(shape=(5, 8)) | BITS | VALUES, "a bitmask of another size"),
     "three dimensions": (group(shape=(4, 2, 4)) | BITS | VALUES, "without two dimensions"),
     "a huge shape": (group(shape=(1 << 62, 1 << 62)) | BITS | VALUES, "overflows"),
+    "rows that 63 bits just hold": (group(shape=((1 << 63) - 1, 0)) | EMPTY, "overflows"),
+    "columns that 63 bits just hold": (group(shape=(0, (1 << 63) - 1)) | EMPTY, "overflows"),
+    "rows of nothing": (group(shape=(1 << 32, 0)) | EMPTY, "4294967296 rows without columns"),
+    "a zero byte in a name": (one("F32", (1,), (0, 4), "w\0v"), "a zero byte in the name"),
     "a negative shape": (group(shape=(-4, 8)) | BITS | VALUES, "a wrong number in shape"),
     "a shape that is no list": (group(shape="4x8") | BITS | VALUES, "no shape"),
     "values of another dtype": (group() | BITS | one("F8_E5M2", (8,), (0, 8), "w.values"), "wrong values"),
