@@ -262,6 +262,32 @@ def test_files_are_written_that_python_reads(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) in ([first, path], [path, first])  # no temporary file is left
 
 
+def test_links_stay_links(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "folder" / "model.safetensors"
+    target.parent.mkdir()
+    (tmp_path / "second").symlink_to("folder/model.safetensors")
+    link.symlink_to(tmp_path / "second")
+    for n in (2, 3):  # to a file that is not there yet, and to one that is
+        save(link, {"b": np.ones(n)})
+        assert link.is_symlink()
+        assert same_bits(gs.load(target)["b"], np.ones(n))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"^save: .*loop: Too many levels of symbolic links"):
+        save(tmp_path / "loop", {"b": np.ones(2)})
+    with pytest.raises(OSError, match=r"^save: .*/missing/b: No such file"):
+        save(tmp_path / "missing" / "b", {"b": np.ones(2)})
+
+
+def test_a_file_that_shrinks_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    gs.save(path, {"b": np.ones(100)})
+    file = File(path)
+    with path.open("r+b") as raw:
+        raw.truncate(500)
+    with pytest.raises(ValueError, match="became shorter while it was read"):
+        file.array("b", np.float64)
+
+
 def test_other_safetensors_files_are_arrays(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -449,7 +449,7 @@ class NewFile {
     name_ = target.parent_path() / format(".%.200s.%08x%08x", target.filename().c_str(),
                                           static_cast<unsigned>(random()), static_cast<unsigned>(random()));
     handle_ = open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (handle_ < 0) system_error(function, name_.string());
+    if (handle_ < 0) system_error(function, target.string());
   }
   ~NewFile() {
     if (handle_ >= 0) close(handle_);
@@ -488,8 +488,14 @@ void save_file(const char* function, const std::string& path, const std::vector<
     value_error(format("%s: the names must fit into a header of %lld bytes, got %lld", function, ll(max_header),
                        ll(static_cast<std::int64_t>(header.size()))));
   std::error_code error;
-  std::filesystem::path target = std::filesystem::weakly_canonical(path, error);  // a link stays a link
-  if (error) system_error(function, path, error.value());
+  std::filesystem::path target = path;
+  // A link stays a link, also one to a file that is not there yet.
+  for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(target, error)); ++links) {
+    if (links == 40) system_error(function, path, ELOOP);  // Linux's own limit
+    const std::filesystem::path next = std::filesystem::read_symlink(target, error);
+    if (error) system_error(function, path, error.value());
+    target = target.parent_path() / next;
+  }
   const auto status = std::filesystem::status(target, error);
   if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
     system_error(function, path, std::filesystem::is_directory(status) ? EISDIR : EINVAL);
