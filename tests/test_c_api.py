@@ -262,6 +262,32 @@ def test_files_are_written_that_python_reads(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) in ([first, path], [path, first])  # no temporary file is left
 
 
+def test_links_stay_links(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "folder" / "model.safetensors"
+    target.parent.mkdir()
+    (tmp_path / "second").symlink_to("folder/model.safetensors")
+    link.symlink_to(tmp_path / "second")
+    for n in (2, 3):  # to a file that is not there yet, and to one that is
+        save(link, {"b": np.ones(n)})
+        assert link.is_symlink()
+        assert same_bits(gs.load(target)["b"], np.ones(n))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"^save: .*loop: Too many levels of symbolic links"):
+        save(tmp_path / "loop", {"b": np.ones(2)})
+    with pytest.raises(OSError, match=r"^save: .*/missing/b: No such file"):
+        save(tmp_path / "missing" / "b", {"b": np.ones(2)})
+
+
+def test_a_file_that_shrinks_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    gs.save(path, {"b": np.ones(100)})
+    file = File(path)
+    with path.open("r+b") as raw:
+        raw.truncate(500)
+    with pytest.raises(ValueError, match="became shorter while it was read"):
+        file.array("b", np.float64)
+
+
 def test_other_safetensors_files_are_arrays(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -296,6 +322,7 @@ def group(kind: str = "matrix", shape: Any = (4, 8), format: Any = "csr") -> dic
 
 
 BITS, VALUES = one("U8", (4, 1), (8, 12), "w.bitmask"), one("F32", (2,), (0, 8), "w.values")
+EMPTY = one("U8", (0,), (0, 0), "w.bitmask") | one("F32", (0,), (0, 0), "w.values")
 TORN: dict[str, tuple[Any, str]] = {
     "no bitmask": (group() | VALUES, "no tensor 'w.bitmask'"),
     "no values": (group() | one("U8", (4, 1), (0, 4), "w.bitmask"), "no tensor 'w.values'"),
@@ -303,6 +330,10 @@ TORN: dict[str, tuple[Any, str]] = {
     "another shape": (group(shape=(5, 8)) | BITS | VALUES, "a bitmask of another size"),
     "three dimensions": (group(shape=(4, 2, 4)) | BITS | VALUES, "without two dimensions"),
     "a huge shape": (group(shape=(1 << 62, 1 << 62)) | BITS | VALUES, "overflows"),
+    "rows that 63 bits just hold": (group(shape=((1 << 63) - 1, 0)) | EMPTY, "overflows"),
+    "columns that 63 bits just hold": (group(shape=(0, (1 << 63) - 1)) | EMPTY, "overflows"),
+    "rows of nothing": (group(shape=(1 << 32, 0)) | EMPTY, "4294967296 rows without columns"),
+    "a zero byte in a name": (one("F32", (1,), (0, 4), "w\0v"), "a zero byte in the name"),
     "a negative shape": (group(shape=(-4, 8)) | BITS | VALUES, "a wrong number in shape"),
     "a shape that is no list": (group(shape="4x8") | BITS | VALUES, "no shape"),
     "values of another dtype": (group() | BITS | one("F8_E5M2", (8,), (0, 8), "w.values"), "wrong values"),

@@ -133,10 +133,11 @@ void linear_backward(const char* f, const Matrix& a, const gossamer_array* bias,
     if (bias != nullptr) e.bias = view(f, "bias", bias);
     a.multiply(f, x, true, e, z.array());
     // Computed in z's dtype, and given in dy's.
-    const Owned same(batch, outputs, x.dtype());
-    const Array& to = x.dtype() == dy.dtype() ? dz.array() : same.array();
+    const bool same = x.dtype() == dy.dtype();
+    const Owned other(same ? 0 : batch, outputs, x.dtype());
+    const Array& to = same ? dz.array() : other.array();
     activation_grad(f, z.array(), dy, act, to);
-    if (x.dtype() != dy.dtype())
+    if (!same)
       dispatch_stored(dy.dtype(), [&](auto zero) {
         using T = decltype(zero);
         for (std::int64_t r = 0; r < batch; ++r) {

@@ -17,7 +17,7 @@ gossamer_status fail(gossamer_status status, const char* message) noexcept {
   try {
     last_error = message;
   } catch (...) {
-    last_error.clear();
+    last_error = "out of memory";  // short: fits without an allocation
   }
   return status;
 }

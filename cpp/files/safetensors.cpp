@@ -30,6 +30,8 @@ using json::Value;
 
 constexpr std::int64_t max_header = 100'000'000;  // the format's own limit, in bytes
 constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t most_extent = (std::int64_t{1} << 62) - 1;  // as gossamer_matrix_from_mask has it
+constexpr std::int64_t most_empty_rows = 1 << 24;  // no byte of the file pays for them, and each takes eight here
 constexpr const char* metadata_name = "__metadata__";
 
 int bits_of(std::string_view dtype) {
@@ -229,8 +231,9 @@ void File::group_tensors(const Header& header) {
     } else if (what == "mask" || what == "matrix") {
       entry.kind = what == "mask" ? GOSSAMER_KIND_MASK : GOSSAMER_KIND_MATRIX;
       entry.shape = numbers(group.find("shape"), "shape", name);
-      const std::int64_t size = product(entry.shape);
-      if (size < 0) throw Malformed("a shape that overflows for " + shown(name));
+      for (const std::int64_t n : entry.shape)
+        if (n > most_extent) throw Malformed("a shape that overflows for " + shown(name));
+      if (product(entry.shape) < 0) throw Malformed("a shape that overflows for " + shown(name));
       lacks(name + ".bitmask");
       const auto [rows, cols] = as_matrix(entry.shape);
       const Tensor& bits = tensors_.at(name + ".bitmask");
@@ -239,6 +242,8 @@ void File::group_tensors(const Header& header) {
         throw Malformed("a bitmask of another size for " + shown(name));
       if (entry.kind == GOSSAMER_KIND_MATRIX) {
         if (entry.shape.size() != 2) throw Malformed("a matrix without two dimensions, " + shown(name));
+        if (cols == 0 && rows > most_empty_rows)
+          throw Malformed(std::to_string(rows) + " rows without columns for " + shown(name));
         lacks(name + ".values");
         const Tensor& values = tensors_.at(name + ".values");
         entry.dtype = values.dtype == "I8" ? GOSSAMER_INT8 : known_dtype(values.dtype);
@@ -257,6 +262,9 @@ void File::group_tensors(const Header& header) {
     }
     entries_.push_back(std::move(entry));
   }
+  for (const Entry& entry : entries_)
+    if (entry.name.find('\0') != std::string::npos)  // which gossamer_entry would show as another name
+      throw Malformed("a zero byte in the name " + shown(entry.name));
   for (std::size_t i = 0; i < entries_.size(); ++i) places_.emplace(entries_[i].name, i);
 }
 
@@ -375,7 +383,7 @@ std::vector<std::byte> contiguous(const Array& array) {
 // The tensors of the entries, and what the metadata says of them.
 std::vector<Part> parts_of(const char* function, const std::vector<Saved>& entries, std::string& groups) {
   std::vector<Part> parts;
-  std::set<std::string> names;
+  std::set<std::string> names, entry_names;
   const auto add = [&](Part part) {
     if (part.name == metadata_name)
       value_error(std::string(function) + ": names must differ from the reserved '__metadata__', got it");
@@ -388,6 +396,8 @@ std::vector<Part> parts_of(const char* function, const std::vector<Saved>& entri
   for (const Saved& saved : entries) {
     if (!json::is_utf8(saved.name))
       value_error(std::string(function) + ": names must be UTF-8, got " + shown(saved.name));
+    if (!entry_names.insert(saved.name).second)
+      value_error(std::string(function) + ": names must be different, got " + shown(saved.name) + " twice");
     if (!groups.empty()) groups += ',';
     groups.append(json::quoted(saved.name)).append(":{\"kind\":");
     if (saved.matrix != nullptr) {
@@ -396,7 +406,7 @@ std::vector<Part> parts_of(const char* function, const std::vector<Saved>& entri
       std::vector<std::byte> values(static_cast<std::size_t>(a.nnz() * size_of(a.dtype())));
       a.copy_values(values.data());
       add({saved.name + ".values", file_dtype(a.dtype()), {a.nnz()}, size_of(a.dtype()), std::move(values), nullptr});
-      if (a.scales() != nullptr) add({saved.name + ".scales", "F32", {a.rows()}, 4, {}, a.scales()});
+      if (a.dtype() == DType::int8) add({saved.name + ".scales", "F32", {a.rows()}, 4, {}, a.scales()});
       groups += "\"matrix\",\"shape\":" + list({a.rows(), a.cols()}) + ",\"format\":" + json::quoted(a.asked()) + "}";
     } else if (saved.mask != nullptr) {
       const auto [rows, cols] = as_matrix(saved.shape);
@@ -439,7 +449,7 @@ class NewFile {
     name_ = target.parent_path() / format(".%.200s.%08x%08x", target.filename().c_str(),
                                           static_cast<unsigned>(random()), static_cast<unsigned>(random()));
     handle_ = open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (handle_ < 0) system_error(function, name_.string());
+    if (handle_ < 0) system_error(function, target.string());
   }
   ~NewFile() {
     if (handle_ >= 0) close(handle_);
@@ -478,8 +488,14 @@ void save_file(const char* function, const std::string& path, const std::vector<
     value_error(format("%s: the names must fit into a header of %lld bytes, got %lld", function, ll(max_header),
                        ll(static_cast<std::int64_t>(header.size()))));
   std::error_code error;
-  std::filesystem::path target = std::filesystem::weakly_canonical(path, error);  // a link stays a link
-  if (error) system_error(function, path, error.value());
+  std::filesystem::path target = path;
+  // A link stays a link, also one to a file that is not there yet.
+  for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(target, error)); ++links) {
+    if (links == 40) system_error(function, path, ELOOP);  // Linux's own limit
+    const std::filesystem::path next = std::filesystem::read_symlink(target, error);
+    if (error) system_error(function, path, error.value());
+    target = target.parent_path() / next;
+  }
   const auto status = std::filesystem::status(target, error);
   if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
     system_error(function, path, std::filesystem::is_directory(status) ? EISDIR : EINVAL);

@@ -87,7 +87,7 @@ void mask_to_values(const Array& weights_, const std::uint8_t* mask, const std::
 }
 
 void pattern_to_mask(const CsrPattern& p, std::uint8_t* mask) {
-  std::memset(mask, 0, static_cast<std::size_t>(p.rows * row_bytes(p.cols)));
+  std::fill_n(mask, p.rows * row_bytes(p.cols), std::uint8_t{0});
   with_indices(p, [&](const auto* indices) {
     for_rows(p.rows, p.cols, [&](std::int64_t r) {
       for (std::int64_t i = p.indptr[r]; i < p.indptr[r + 1]; ++i) set_bit(mask + r * row_bytes(p.cols), indices[i]);

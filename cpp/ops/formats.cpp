@@ -86,6 +86,7 @@ void check_blocks(const char* function, std::int64_t height, std::int64_t width,
   if (rows % height != 0 || cols % width != 0)
     value_error(format("%s: format bsr:%lldx%lld must divide the shape into blocks, got %s", function, ll(height),
                        ll(width), shape_text(rows, cols).c_str()));
+  if (rows == 0) return;  // any height divides it, and height * cols may overflow
   const std::int64_t bytes = row_bytes(cols);
   const std::int64_t bad =
       first_where(rows / height, cols / width, height * cols, [&](std::int64_t row, std::int64_t column) {

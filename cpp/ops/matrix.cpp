@@ -206,7 +206,7 @@ const void* Matrix::panel_values() const {
 
 void Matrix::copy_values(void* values) const {
   if (values_)
-    std::memcpy(values, values_->data(), size_in_bytes(nnz(), dtype_));
+    std::copy_n(values_->data(), size_in_bytes(nnz(), dtype_), static_cast<std::byte*>(values));
   else
     structure_->panels().unpack(structure_->indptr(), dtype_, panel_values(), values);
 }
@@ -282,8 +282,8 @@ void Matrix::multiply(const char* function, const Array& x, bool linear, Epilogu
   epilogue.scales = scales();
   check_product(function, rows(), cols(), x, linear, epilogue, out);
   const Kernel chosen = kernel(linear ? x.rows() : x.cols());
-  const void* values = chosen == Kernel::panel ? panel_values() : nullptr;
-  if (values == nullptr) values = values_->data();  // there unless all products are of panels
+  // The row-major ones are there unless all products are of panels.
+  const void* values = chosen == Kernel::panel ? panel_values() : values_->data();
   Bytes wide;
   DType dtype = dtype_;
   if (x.dtype() == DType::float64 && dtype != DType::float64) {  // the product of float64 needs float64 values

@@ -399,6 +399,72 @@ static void test_matrices(void) {
   gossamer_matrix_free(NULL);
 }
 
+/* Matrices that keep nothing, or have no rows or columns, in every format. */
+static void test_empty_matrices(void) {
+  static const char* const formats[] = {"auto", "csr", "bitmask", "panel", "dense", "n:m", "0:4", "bsr:1x4"};
+  static const int64_t shapes[4][2] = {{3, 4}, {3, 0}, {0, 4}, {0, 0}};
+  static const char path[] = "test_c_abi_empty.safetensors";
+  int64_t starts[5] = {0}, turned[5];
+  float x[4] = {1, 2, 3, 4}, y[3], back[12];
+  double wide_x[4] = {1, 2, 3, 4}, wide_y[3];
+  uint8_t mask[3];
+  size_t i, shape, kind;
+  for (i = 0; i < sizeof formats / sizeof *formats; ++i)
+    for (shape = 0; shape < 4; ++shape)
+      for (kind = 0; kind < 2; ++kind) {
+        const int64_t rows = shapes[shape][0], cols = shapes[shape][1];
+        const gossamer_array in = array(x, GOSSAMER_FLOAT32, 1, &shapes[shape][1], NULL);
+        const gossamer_array out = array(y, GOSSAMER_FLOAT32, 1, &shapes[shape][0], NULL);
+        const gossamer_array wide_in = array(wide_x, GOSSAMER_FLOAT64, 1, &shapes[shape][1], NULL);
+        const gossamer_array wide_out = array(wide_y, GOSSAMER_FLOAT64, 1, &shapes[shape][0], NULL);
+        const gossamer_array dense = array(back, GOSSAMER_FLOAT32, 2, shapes[shape], NULL);
+        gossamer_matrix *a = NULL, *t = NULL, *read = NULL;
+        gossamer_file* file = NULL;
+        gossamer_saved saved;
+        gossamer_csr csr;
+        memset(back, 0, sizeof back);
+        memset(mask, 0xFF, sizeof mask);
+        y[0] = y[1] = y[2] = 7;
+        wide_y[0] = wide_y[1] = wide_y[2] = 7;
+        memset(&csr, 0, sizeof csr);
+        csr.rows = rows;
+        csr.cols = cols;
+        csr.indptr = starts;
+        csr.index_bytes = 4;
+        if (kind == 0)
+          CHECK(gossamer_matrix_from_csr(&csr, formats[i], &a) == GOSSAMER_OK);
+        else
+          CHECK(gossamer_matrix_from_dense(&dense, NULL, formats[i], GOSSAMER_INT8, &a) == GOSSAMER_OK);
+        CHECK(gossamer_linear(a, &in, NULL, &out) == GOSSAMER_OK && (rows == 0 || (y[0] == 0 && y[2] == 0)));
+        CHECK(gossamer_linear(a, &wide_in, NULL, &wide_out) == GOSSAMER_OK && (rows == 0 || wide_y[2] == 0));
+        CHECK(gossamer_matrix_get_mask(a, mask) == GOSSAMER_OK && (rows * cols == 0 || mask[2] == 0));
+        CHECK(gossamer_matrix_to_dense(a, &dense) == GOSSAMER_OK);
+        CHECK(gossamer_matrix_transposed(a, &t) == GOSSAMER_OK);
+        CHECK(gossamer_matrix_get_csr(t, turned, NULL) == GOSSAMER_OK && turned[cols] == 0);
+        memset(&saved, 0, sizeof saved);
+        saved.name = "a";
+        saved.matrix = a;
+        CHECK(gossamer_save(path, &saved, 1) == GOSSAMER_OK && gossamer_file_open(path, &file) == GOSSAMER_OK);
+        CHECK(gossamer_file_read_matrix(file, "a", NULL, &read) == GOSSAMER_OK);
+        CHECK(info_of(read).rows == rows && info_of(read).cols == cols && info_of(read).dtype == info_of(a).dtype);
+        gossamer_file_free(file);
+        gossamer_matrix_free(read);
+        gossamer_matrix_free(t);
+        gossamer_matrix_free(a);
+      }
+  remove(path);
+  { /* No memory, whatever the numbers say: a block's height times the columns exceeds 64 bits. */
+    gossamer_matrix* a = NULL;
+    gossamer_csr csr;
+    memset(&csr, 0, sizeof csr);
+    csr.cols = (int64_t)1 << 61;
+    csr.indptr = starts;
+    csr.index_bytes = 8;
+    CHECK(gossamer_matrix_from_csr(&csr, "bsr:999999999x1", &a) == GOSSAMER_OK && info_of(a).cols == csr.cols);
+    gossamer_matrix_free(a);
+  }
+}
+
 static void test_gradients(void) {
   gossamer_matrix *a = example("auto", -1), *other = NULL;
   float x[4] = {1, 2, 3, 4}, dy[2] = {10, -1}, dx[4], dvalues[3], dbias[2], sampled[3], new_values[3] = {1, 1, 1};
@@ -648,6 +714,8 @@ static void test_files(void) {
 
   entries[1].name = "m.bitmask";
   FAILS(GOSSAMER_ERROR_VALUE, "must stay different with their endings", gossamer_save(path, entries, 3));
+  entries[1].name = name; /* the file would have it twice, and could not be opened */
+  FAILS(GOSSAMER_ERROR_VALUE, "names must be different", gossamer_save(path, entries, 3));
   entries[1].name = "__metadata__";
   FAILS(GOSSAMER_ERROR_VALUE, "reserved", gossamer_save(path, entries, 3));
   entries[1].name = "\xFF";
@@ -789,6 +857,7 @@ int main(void) {
   run("several_tensors", test_several_tensors);
   run("counts_and_sums", test_counts_and_sums);
   run("matrices", test_matrices);
+  run("empty matrices", test_empty_matrices);
   run("gradients", test_gradients);
   run("hostile_csr", test_hostile_csr);
   run("hostile_products", test_hostile_products);

@@ -6,12 +6,13 @@
  *  - Strides are in bytes and may be zero or negative (inputs) as in numpy. Sizes are 64-bit. Arrays of more than two
  *    dimensions are read as the matrix [shape[0], rest], a vector as one row.
  *  - The result is a status; on anything but GOSSAMER_OK the outputs are unchanged and gossamer_last_error()
- *    tells, for the calling thread, what was expected and what came. (Outputs that are also inputs may be changed by
- *    a failure of memory.)
+ *    tells, for the calling thread, what was expected and what came. But the elements of an output array may be changed
+ *    in part if memory runs out, or a file cannot be read to its end, on the way; objects, masks and counts are not.
  *  - Every function may be called from any thread. A matrix is immutable and may be used by any number of threads at
  *    once; a file by one at a time. Work is split over gossamer's own threads (or the host's, see
  *    gossamer_set_parallel_for); a call that finds them busy runs in the calling thread. Results do not depend on it.
- *  - No exception leaves the library. After fork() the child may use everything that it inherited.
+ *  - No exception leaves the library. After fork() the child may use everything that it inherited (with a host's pool,
+ *    if the host's survives it).
  *  - A packed mask is rows * ceil(cols / 8) bytes, the lowest bit first, padding bits 0; the & and | of two masks are
  *    those of their bytes.
  */
