@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 import gossamer as gs
 from cases import DISTRIBUTIONS, assert_same_bits, values
 from checkpoint_files import DTYPES, INDEX, everything, load_all, tensors, write_raw, write_sharded
-from gossamer import cli, headers
-from gossamer.checkpoints import reading, selecting, threshold
+from gossamer import cli, headers, threshold
+from gossamer.checkpoints import reading, selecting
 
 PATTERNS = ("element", "row", "col", "block:4x2", "block:8x1", "2:4")
 NEVER = ("bias", "ids")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,13 @@ from gossamer._arrays import matrix_shape, require_number
 from gossamer.checkpoints import bitmask
 from gossamer.checkpoints.output import Sink, fingerprint, is_same, make_sink, publish, target_of
 from gossamer.checkpoints.reading import Progress, Reader
-from gossamer.checkpoints.selecting import Each, Group, Together, block_sides
+from gossamer.checkpoints.selecting import Each, Group, Together
 from gossamer.checkpoints.source import Checkpoint, open_checkpoint
 from gossamer.checkpoints.work import Work, working
 from gossamer.headers import Entry
 from gossamer.scoring import METHODS, Inputs, check_seed, default_group, method_entry
 from gossamer.selection import select
+from gossamer.units import block_sides, window_sides
 
 DATA_FREE = tuple(name for name, (needs, _) in METHODS.items() if needs in ("", "seed"))
 STORAGES = ("dense", "bitmask")
@@ -111,8 +111,7 @@ class Options:
     @property
     def windows(self) -> tuple[int, int] | None:
         """N and M of the pattern N:M."""
-        found = re.fullmatch(r"(\d+):(\d+)", self.pattern)
-        return (int(found[1]), int(found[2])) if found else None
+        return window_sides(self.pattern)
 
     def takes(self, entry: Entry) -> bool:
         """Whether a tensor is to be pruned."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,11 +13,12 @@ import numpy as np
 from gossamer import _core
 from gossamer._arrays import Host, compute_dtype, matrix_shape
 from gossamer.checkpoints.reading import Reader
-from gossamer.checkpoints.threshold import Threshold
 from gossamer.headers import DTYPES, Entry, Header
 from gossamer.masks import Mask
 from gossamer.scoring import Inputs
 from gossamer.selection import select
+from gossamer.threshold import Threshold
+from gossamer.units import unit_grid
 
 _WHOLE = ("lamp", "fpgm")  # methods that look at a whole tensor
 _PIECES, _PIECE = 8192, 64  # of the sample: stretches, and weights in each
@@ -45,23 +45,6 @@ class Group(Protocol):
 
     def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
         """(first row, pruned rows, their mask) of a tensor; the tensors come in their order."""
-
-
-def block_sides(pattern: str) -> tuple[int, int]:
-    """Rows and columns of the blocks of a pattern; (1, 1) for others."""
-    block = re.fullmatch(r"block:(\d+)x(\d+)", pattern)
-    return (int(block[1]), int(block[2])) if block else (1, 1)
-
-
-def unit_grid(shape: tuple[int, ...], pattern: str) -> tuple[int, int, int, int]:
-    """(rows of units, columns of units, rows of a unit, columns of a unit), which divide the shape."""
-    rows, cols = matrix_shape(shape)
-    if pattern == "row":
-        return rows, 1, 1, cols
-    if pattern == "col":
-        return 1, cols, rows, 1
-    height, width = block_sides(pattern)
-    return rows // height, cols // width, height, width
 
 
 @contextmanager
@@ -153,7 +136,7 @@ class Together:
                 given = self._options.min_density
                 raise ValueError(f"prune: min_density must fit into the total of {total}, got {given}, or {floors}")
         wide = pattern != "element" or any(DTYPES[entry.dtype] == np.float64 for _, entry, _ in tensors)
-        search = Threshold(kept, wide=wide, guess=self._guess(reader, tensors, kept))
+        search = Threshold(kept, wide=wide, window=self._guess(reader, tensors, kept))
         while not search.found:
             reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
             for tensor in tensors:
