@@ -101,7 +101,7 @@ class Threshold:
         keys = (scores.astype(self._float, copy=False) + self._float(0)).view(self._key)  # no -0
         if self._low < 0:
             keys ^= keys >> (8 * keys.itemsize - 1) & np.iinfo(self._key).max  # negative numbers: the other way round
-        bins = keys.view(f"u{keys.itemsize}")  # so that the width of the widest window fits, too
+        bins: Host = keys.view(f"u{keys.itemsize}")  # so that the width of the widest window fits, too
         bins -= bins.dtype.type(self._low % (1 << 8 * bins.itemsize))
         bins >>= bins.dtype.type(self._shift)
         return bins.astype(np.intp)
