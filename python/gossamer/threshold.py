@@ -144,8 +144,12 @@ class Threshold:
         """
         if self._kept == 0:
             return 0, 0
-        bin_ = self._key_of(self.score) - self._low
-        return int(tally[bin_ + 1 :].sum()), int(tally[bin_])
+        return int(tally[self.slot + 1 :].sum()), int(tally[self.slot])
+
+    @property
+    def slot(self) -> int:
+        """Once it is found by counts: where in a tally of the last look are the scores equal to it."""
+        return self._key_of(self.score) - self._low
 
     def _key_of(self, score: float) -> int:
         """Integers in the order of the scores; -0 is 0."""

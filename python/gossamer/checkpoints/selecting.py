@@ -121,7 +121,12 @@ class Together:
         self._used, self._kept = state["used"], state["kept"]
 
     def state(self) -> State:
-        return {"score": self._score.hex(), "ties": self._ties, "used": self._used, "kept": self._kept}
+        return self.begin(self._score, self._ties, self._used) | {"kept": self._kept}
+
+    @staticmethod
+    def begin(score: float, ties: int, used: int) -> State:
+        """The state after a search for the threshold, with ``used`` of the ties behind it."""
+        return {"score": score.hex(), "ties": ties, "used": used, "kept": {}}
 
     def kept(self, entry: Entry) -> int:
         return self._kept.get(entry.name, 0)
@@ -183,7 +188,7 @@ class Together:
         for row, w, method, scores, first, free in self._parts(reader, header, entry, start):
             with _naming(header, entry, w):
                 bits = Mask._blank(scores.shape, "prune")
-                left = self._ties - self._used
+                left = max(self._ties - self._used, 0)
                 nnz, used = _core.keep_above("prune", method, scores, None, self._seed, first, self._score, left, bits)
             self._used += used
             mask = Mask._own(scores.shape, bits, nnz)

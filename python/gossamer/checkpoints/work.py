@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ _BEGIN = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class UnfinishedError(RuntimeError):
+    """Others are to blame: what is finished is kept for another run, as after a kill."""
 
 
 class GrowingFile:
@@ -131,7 +136,11 @@ class Work:
             one.result()
         (self.files / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, self.files / name)
-        self.state["finished"][name] = remember
+        self.remember(name, remember)
+
+    def remember(self, name: str, what: dict[str, Any]) -> None:
+        """That a file is finished, and what another run must know of it."""
+        self.state["finished"][name] = what
         self.save()
 
     def settle(self) -> None:
@@ -196,8 +205,37 @@ class Work:
 
 
 @contextmanager
+def file_of(files: Path, name: str) -> Iterator[GrowingFile]:
+    """A file of a job that another process holds, perhaps on another machine: after the block it is among ``files``.
+
+    Where several write the same one, each has a place of its own until then.
+    """
+    partial = files.parent / f"partial-{uuid.uuid4().hex}"
+    try:
+        with ThreadPoolExecutor(1, "gossamer-write") as background:
+            file = GrowingFile(partial, background)
+            try:
+                yield file
+            finally:
+                file.close()
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        if "/" in name:
+            (files / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, files / name)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+            files.parent.rmdir()  # where the job has ended meanwhile; it is not empty otherwise
+        raise
+
+
+@contextmanager
 def working(target: Path, job: dict[str, Any], function: str) -> Iterator[Work]:
-    """The working folder for an output; gone after success and after an error, kept after a kill or an interrupt."""
+    """The working folder for an output; gone after success and after an error, but not an :class:`UnfinishedError`.
+
+    A kill or an interrupt leaves it, too.
+    """
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target.parent))
     folder = target.with_name(f".{target.name}.gossamer")
@@ -206,12 +244,10 @@ def working(target: Path, job: dict[str, Any], function: str) -> Iterator[Work]:
         work = Work(target, folder, hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
         try:
             yield work
-        except Exception:
+        except BaseException as error:
             work.stop()
-            work.forget()
-            raise
-        except BaseException:
-            work.stop()
+            if isinstance(error, Exception) and not isinstance(error, UnfinishedError):
+                work.forget()
             raise
         work.stop()
         work.forget()
