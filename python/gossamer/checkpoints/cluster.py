@@ -10,9 +10,11 @@ appears by a rename when it is complete: so Dask may run a task again, or twice 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +32,7 @@ from gossamer.threshold import Threshold
 _BINS = 18  # of a look's histogram, as a power of two: a task's result has 2 MiB
 _SUMMED = 8  # histograms that one task adds up
 _CONNECT = 30.0  # seconds until a scheduler must have answered
+_ANSWER = 60.0  # seconds until a result of some megabytes must have come, before workers are counted
 _WITHOUT_WORKERS = 60.0  # seconds that a cluster may have no worker
 
 
@@ -97,7 +100,10 @@ class Cluster:
             raise RuntimeError(f"{function}: scheduler must have workers, got none at {client.scheduler.address}")
 
     def _workers(self) -> int:
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+        try:
+            return len(self._client.scheduler_info()["workers"])
+        except OSError:  # the scheduler does not answer
+            return 0
 
     def map(self, task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Futures of the results of one task for each tuple of arguments; those may hold futures."""
@@ -107,7 +113,7 @@ class Cluster:
         """All results, in order; ``seen`` is called with the number and the result of each as they come."""
         results: list[Any] = [None] * len(futures)
         for i in self.finished(futures):
-            results[i] = futures[i].result()
+            results[i] = self._patiently(partial(futures[i].result, timeout=_ANSWER))
             if seen is not None:
                 seen(i, results[i])
         return results
@@ -118,24 +124,37 @@ class Cluster:
         An error of a task is raised as it is, and the others are given up. :class:`UnfinishedError` where a task has
         taken several workers with it, no worker is left, or the scheduler is lost.
         """
-        places, pending, patience = {future.key: i for i, future in enumerate(futures)}, set(futures), _WITHOUT_WORKERS
+        places, pending = {future.key: i for i, future in enumerate(futures)}, set(futures)
+
+        def some() -> Any:
+            with self._client.as_current():
+                return self._distributed.wait(pending, timeout=1, return_when="FIRST_COMPLETED")
+
         try:
             while pending:
-                try:
-                    with self._client.as_current():
-                        done, pending = self._distributed.wait(pending, timeout=1, return_when="FIRST_COMPLETED")
-                except TimeoutError:
-                    patience = _WITHOUT_WORKERS if self._workers() else patience - 1
-                    if patience <= 0:
-                        raise UnfinishedError(f"{self._function}: scheduler must have workers, got none left") from None
-                    continue
+                done, pending = self._patiently(some)
                 for future in done:
                     if future.status != "finished":
                         self._refuse(future)
                     yield places[future.key]
         except BaseException:
-            self._client.cancel(list(futures), force=True)
+            with suppress(Exception):  # where the scheduler is lost
+                self._client.cancel(list(futures), force=True)
             raise
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """What a call gives that may time out, as long as there are workers."""
+        seen = time.monotonic()
+        while True:
+            try:
+                return call()
+            except TimeoutError:
+                if self._workers():
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > _WITHOUT_WORKERS:
+                    raise UnfinishedError(f"{self._function}: scheduler must have workers, got none left") from None
+            except self._distributed.CancelledError as error:
+                raise UnfinishedError(f"{self._function}: scheduler must stay there, got a lost one") from error
 
     def _refuse(self, future: Any) -> NoReturn:
         """Raises what has become of a task."""
@@ -145,9 +164,7 @@ class Cluster:
             reason = f"workers must survive their tasks, got several lost with one: {error}"
             raise UnfinishedError(f"{self._function}: {reason.splitlines()[0]}") from error
         except self._distributed.CancelledError as error:
-            raise UnfinishedError(
-                f"{self._function}: scheduler must stay, got a task that it has lost: {error}"
-            ) from error
+            raise UnfinishedError(f"{self._function}: scheduler must stay there, got a lost task") from error
         raise UnfinishedError(f"{self._function}: tasks must finish, got one that is {future.status}")
 
 
