@@ -49,7 +49,7 @@ def mask_cases() -> Iterator[tuple[str, list[dict[str, np.ndarray]], dict[str, A
     """(name, scores of every rank, arguments); priors are those of all ranks."""
     for data, dtype in itertools.product(DISTRIBUTIONS, DTYPES):
         yield f"{data} {np.dtype(dtype)}", parts(data, [dtype]), {"sparsity": 0.7}
-    for data, dtype in itertools.product(DISTRIBUTIONS, DTYPES):  # one tensor, its rows cut over the ranks
+    for data, dtype in zip(DISTRIBUTIONS, itertools.cycle(DTYPES), strict=False):  # one tensor, cut by rows
         whole = values(data, (20, 24), dtype)
         yield f"{data} {np.dtype(dtype)} cut", [{f"{i}": whole[a:b]} for i, (a, b) in enumerate(CUTS)], {"nnz": 171}
     for data in ("normal", "heavy_ties", "infinities"):
@@ -150,11 +150,20 @@ def report(call: Any, expected: str) -> None:
     print("as expected" if re.fullmatch(expected, found) else f"{found} instead of {expected}", flush=True)
 
 
+def vary(gd: Any, number: int) -> None:
+    """In turns: histograms of few bins, which take many looks; a sample first, however little there is."""
+    gd.selecting._BINS = (16, 6, 6, 6)[number % 4]
+    gd.selecting._SAMPLED = 1 << 20 if number % 2 else 1
+
+
 def equal(rank: int, gd: Any) -> None:
+    number = itertools.count()
     for name, scores, how in mask_cases():
+        vary(gd, next(number))
         part = scores[rank]
         print(line(name, gd.topk_mask(part, **of_rank(how, part)), part), flush=True)
     for name, weights, how in prune_cases():
+        vary(gd, next(number))
         part = weights[rank]
         pruned, masks = gd.prune(part, **of_rank(how, part))
         print(line(name, masks, part, pruned), flush=True)

@@ -40,3 +40,14 @@ def test_parts_add_up_to_the_kth_largest(data: str, dtype: type) -> None:
 def test_nothing_kept_needs_no_look() -> None:
     search = Threshold(0, wide=False, bins=16)
     assert (search.found, search.score, search.share(search.tally)) == (True, np.inf, (0, 0))
+
+
+def test_a_window_between_two_ranks() -> None:
+    scores = np.arange(-50, 50, dtype=np.float32)
+    search = Threshold(10, wide=False, bins=12)
+    search.add("", scores, 0, 0)
+    low, high = search.between(10, 20)  # the largest are 49, 48, ...
+    assert low <= 30 < 40 <= high < 50
+    assert search.between(0, 1)[1] == search.between(-5, 1)[1] == np.inf
+    assert search.between(99, 101)[0] == -np.inf
+    assert search.between(100, 100)[0] <= -50 <= search.between(100, 100)[1]

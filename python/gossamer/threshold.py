@@ -137,6 +137,22 @@ class Threshold:
         self._begin()
         self._held = [] if few and self._may_hold else None
 
+    def between(self, highest: int, lowest: int) -> Window:
+        """A window around the ``highest``-th to the ``lowest``-th largest of what this look has counted, in whole bins.
+
+        Up to infinity where there is no such one.
+        """
+        reached = int(self.tally[-1]) + np.cumsum(self.tally[-2::-1])
+        last = reached.size - 1
+
+        def bin_of(rank: int) -> int:
+            return last - int(np.searchsorted(reached, rank))
+
+        low = -math.inf if lowest > reached[-1] else self._value(self._low + (bin_of(lowest) << self._shift))
+        if highest <= int(self.tally[-1]):
+            return low, math.inf
+        return low, self._value(min(self._low + (bin_of(highest) + 1 << self._shift) - 1, self._high))
+
     def share(self, tally: Host) -> tuple[int, int]:
         """Once it is found: how many scores of a part of the last look's data are higher, and how many equal.
 

@@ -15,7 +15,7 @@ from gossamer._arrays import Host, matrix_shape, of, require_float
 from gossamer.masks import Mask, packed_bits
 from gossamer.scoring import Inputs, score_dtype
 from gossamer.selection import select
-from gossamer.shards import _BLOCK, _blocks
+from gossamer.shards import _BLOCK, _blocks, _sample
 from gossamer.units import block_sides, unit_grid
 
 _WHOLE = ("ria", "lamp", "fpgm")  # methods that look at a whole tensor
@@ -112,6 +112,11 @@ class Competitors:
                 continue
             for scores, free in self._tiles(item):
                 yield "", scores[free & ~np.isnan(scores)], None, 0
+
+    def sample(self) -> Iterator[Host]:
+        """One score in 32 of the parts, wherever they stand."""
+        for method, w, aux, index in self.parts():
+            yield _sample(Inputs(method, [], [], [], self.seed), index, w, aux)
 
     def _item(self, i: int, start: int) -> _Item:
         method, name = self._inputs.method, self._inputs.names[i]

@@ -11,10 +11,10 @@ A merged :class:`gossamer.Selection` would give the same, but its pickle holds o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from gossamer import _core
 from gossamer._arrays import Array, Host, host, named, of, partner
@@ -23,14 +23,23 @@ from gossamer.distributed.ranks import Ranks, digest
 from gossamer.masks import Mask
 from gossamer.pruning import outputs, prune_into
 from gossamer.scoring import Inputs, Method, gather_inputs
-from gossamer.selection import select
+from gossamer.selection import _count, select
 from gossamer.stats import Stats
 from gossamer.threshold import Threshold
 from gossamer.units import window_sides
 
 _BINS = 16  # of a look's histogram, as a power of two: 512 KiB travel
 
-Select = Callable[[Inputs, dict[str, Any]], dict[str, Mask]]
+_SAMPLED = 1 << 20  # where so many compete, a sample narrows the first look's window: 16.7 M take 66 ms, not 311
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a rank has to do: its tensors, and what selects with a rule when the count is known."""
+
+    inputs: Inputs
+    priors: dict[str, Any]
+    select: Callable[[dict[str, Any]], dict[str, Mask]]
 
 
 def topk_mask(
@@ -90,15 +99,15 @@ def topk_mask(
     ranks = Ranks(process_group, "topk_mask")
     rule = {"sparsity": sparsity, "nnz": nnz, "pattern": pattern, "min_density": min_density, "nan": nan}
 
-    def start() -> tuple[Inputs, dict[str, Any], Select]:
+    def start() -> Task:
         tensors = named(scores, "topk_mask", "scores")
         views = [host(s, "topk_mask", "scores") for s in tensors.values()]
         inputs = Inputs("", list(tensors), views, [None] * len(views), 0)
         priors = partner(prior, tensors, scores, "topk_mask", "prior")
         shapes = [view.shape for view in views]
-        return inputs, priors, lambda inputs, rule: select(inputs, shapes, [], "topk_mask", **rule)
+        return Task(inputs, priors, lambda rule: select(inputs, shapes, [], "topk_mask", **rule))
 
-    masks = _together(ranks, "topk_mask", rule, start)
+    masks = _Call(ranks, "topk_mask", rule).run(start)
     return masks if isinstance(scores, Mapping) else masks[""]
 
 
@@ -157,7 +166,7 @@ def prune(
     name = f"the callable {getattr(method, '__qualname__', '')}" if callable(method) else method
     results: dict[str, Any] = {}
 
-    def start() -> tuple[Inputs, dict[str, Any], Select]:
+    def start() -> Task:
         if method == "snip":
             raise NotImplementedError("prune: snip needs the sum over all ranks first; taylor has the same order")
         inputs = gather_inputs(weights, grads, method, stats, seed, "prune")
@@ -170,126 +179,125 @@ def prune(
         results.update((tensor, target.result) for tensor, target in targets.items())
         priors = partner(prior, named(weights, "prune", "weights"), weights, "prune", "prior")
         scored = callable(method)
-        return inputs, priors, lambda inputs, rule: prune_into(inputs, targets, "prune", scored=scored, **rule)
+        return Task(inputs, priors, lambda rule: prune_into(inputs, targets, "prune", scored=scored, **rule))
 
-    masks = _together(ranks, "prune", {**rule, "method": name, "seed": seed}, start)
+    masks = _Call(ranks, "prune", {**rule, "method": name, "seed": seed}).run(start)
     return (results, masks) if isinstance(weights, Mapping) else (results[""], masks[""])
 
 
-def _together(
-    ranks: Ranks,
-    function: str,
-    arguments: dict[str, Any],
-    start: Callable[[], tuple[Inputs, dict[str, Any], Select]],
-) -> dict[str, Mask]:
-    """The masks of this rank. ``start`` checks this rank's tensors: -> inputs, priors, and what selects at the end."""
-    rule = {name: arguments[name] for name in ("pattern", "min_density", "nan")} | {
-        "threshold": None,
-        "group": "global",
-    }
-    same = {"function": function, "version of gossamer": _core.info()["version"], **arguments}
-    begun: list[Any] = []
+class _Call:
+    """One call on one rank. ``arguments`` are those that must be the same on all."""
 
-    def begin() -> list[int]:
-        _check_rule(function, arguments)
-        inputs, priors, finish = start()
-        counted = Competitors(inputs, priors, rule, function)
-        begun.extend((inputs, priors, finish, counted))
-        return [digest(same), counted.wide, counted.elements, counted.units, counted.floor, sum(counted.allowed_counts)]
+    def __init__(self, ranks: Ranks, function: str, arguments: dict[str, Any]) -> None:
+        self._ranks, self._function, self._arguments = ranks, function, arguments
+        own = {name: arguments[name] for name in ("pattern", "min_density", "nan")}
+        self._rule = own | {"threshold": None, "group": "global"}
 
-    rows = ranks.gather(begin, 6)
-    ranks.check_same(same, rows[:, 0])
-    inputs, priors, finish, counted = begun
-    masks: dict[str, Mask] = {}
+    def run(self, start: Callable[[], Task]) -> dict[str, Mask]:
+        """The masks of this rank. ``start`` checks its tensors."""
+        same = {"function": self._function, "version of gossamer": _core.info()["version"], **self._arguments}
+        begun: list[tuple[Task, Competitors]] = []
 
-    def end(count: dict[str, Any]) -> list[int]:
-        masks.update(finish(inputs, rule | count | {"priors": priors}))
-        return [sum(mask.nnz for mask in masks.values())]
+        def begin() -> list[int]:
+            self._check_rule()
+            task = start()
+            counted = Competitors(task.inputs, task.priors, self._rule, self._function)
+            begun.append((task, counted))
+            allowed = sum(counted.allowed_counts)
+            return [digest(same), counted.wide, counted.elements, counted.units, counted.floor, allowed]
 
-    if window_sides(arguments["pattern"]):  # nothing competes
-        kept = ranks.gather(lambda: end({"sparsity": arguments["sparsity"], "nnz": None}), 1).sum()
-        if arguments["nnz"] not in (None, kept):
-            wanted = f"{kept} with pattern {arguments['pattern']!r}"
-            raise ValueError(f"{function}: nnz must be {wanted}, got {arguments['nnz']}")
+        rows = self._ranks.gather(begin, 6)
+        self._ranks.check_same(same, rows[:, 0])
+        task, counted = begun[0]
+        masks: dict[str, Mask] = {}
+
+        def end(sparsity: float | None, nnz: int | None) -> list[int]:
+            masks.update(task.select(self._rule | {"sparsity": sparsity, "nnz": nnz, "priors": task.priors}))
+            return [sum(mask.nnz for mask in masks.values())]
+
+        if window_sides(self._arguments["pattern"]):  # nothing competes
+            self._check_windows(int(self._ranks.gather(lambda: end(self._arguments["sparsity"], None), 1).sum()))
+        else:
+            share = self._share(rows, task, counted)
+            self._ranks.gather(lambda: end(None, share), 1)
         return masks
-    share = _share(ranks, function, arguments, rows, counted, lambda: select(
-        inputs, [w.shape for w in inputs.weights], [], function, **rule, sparsity=None, nnz=0, priors=priors
-    ))  # fmt: skip
-    ranks.gather(lambda: end({"sparsity": None, "nnz": share}), 1)
-    return masks
 
+    def _check_rule(self) -> None:
+        """Raises what is wrong with the arguments themselves, as the core does where there are no tensors."""
+        sparsity, nnz = self._arguments["sparsity"], _count(self._arguments["nnz"], self._function)
+        if sparsity is None and nnz is not None:
+            nnz = 0  # more would be too many of nothing
+        nothing = Inputs("", [], [], [], 0)
+        select(nothing, [], [], self._function, **self._rule, sparsity=sparsity, nnz=nnz, priors={})
 
-def _check_rule(function: str, arguments: dict[str, Any]) -> None:
-    """Raises what is wrong with the arguments themselves, as the core does for no tensors."""
-    given = {"sparsity": arguments["sparsity"], "nnz": arguments["nnz"]}
-    if given["nnz"] is not None and given["sparsity"] is None:  # 0 of nothing is right, more would be too many
-        nnz = given["nnz"]
-        if not isinstance(nnz, (int, np.integer)) or isinstance(nnz, bool):
-            raise TypeError(f"{function}: nnz must be an int, got {nnz!r}")
-        if not 0 <= nnz < 1 << 62:
-            raise ValueError(f"{function}: nnz must be at least 0 and at most the number there is, got {nnz}")
-        given["nnz"] = 0
-    nothing = Inputs("", [], [], [], 0)
-    rule = {name: arguments[name] for name in ("pattern", "min_density", "nan")}
-    select(nothing, [], [], function, **given, **rule, threshold=None, group="global", priors={})
+    def _check_windows(self, kept: int) -> None:
+        nnz, pattern = self._arguments["nnz"], self._arguments["pattern"]
+        if nnz not in (None, kept):
+            raise ValueError(f"{self._function}: nnz must be {kept} with pattern {pattern!r}, got {nnz}")
 
+    def _share(self, rows: Host, task: Task, counted: Competitors) -> int:
+        """How many units this rank keeps."""
+        rank = self._ranks.rank
+        _, wide, elements, _, floors, allowed = rows.T
+        free = self._free(rows)
+        nans = self._ranks.gather(lambda: [counted.score(int(elements[:rank].sum()))], 1)[:, 0]
+        numbers = int(allowed.sum() - floors.sum() - nans.sum())
+        kept = free - min(int(nans.sum()), free) if self._arguments["nan"] == "keep" else min(free, numbers)
+        search, above, equal = self._search(kept, numbers, bool(wide.any()), task, counted)
+        ties = self._ranks.gather(lambda: [equal], 1)[:, 0]
+        return int(floors[rank]) + above + _part(search.ties, ties, rank) + _part(free - kept, nans, rank)
 
-def _share(
-    ranks: Ranks,
-    function: str,
-    arguments: dict[str, Any],
-    rows: Host,
-    counted: Competitors,
-    refuse_nan: Callable[[], Any],
-) -> int:
-    """How many units this rank keeps."""
-    _, wide, elements, units, floors, allowed = rows.T
-    total = int(units.sum())
-    kept = int(_core.kept_count(total, arguments["sparsity"])) if arguments["nnz"] is None else int(arguments["nnz"])
-    if kept > total:
-        raise ValueError(f"{function}: nnz must be in [0, {total}], got {kept}")
-    if kept > allowed.sum():
-        raise ValueError(f"{function}: prior must leave at least the {kept} to keep, got {allowed.sum()}")
-    free = kept - int(floors.sum())
-    if free < 0:
-        given, needed = arguments["min_density"], floors.sum()
-        raise ValueError(
-            f"{function}: min_density must fit into the total count {kept}, got {given}, which needs {needed}"
-        )
-    before = int(elements[: ranks.rank].sum())
-    nans = ranks.gather(lambda: [counted.score(before)], 1)[:, 0]
-    numbers = int(allowed.sum() - floors.sum() - nans.sum())
-    above_nan = free - min(int(nans.sum()), free) if arguments["nan"] == "keep" else min(free, numbers)
-    search = Threshold(above_nan, wide=bool(wide.any()), bins=_BINS, function=function)
-    mine = search.tally
+    def _free(self, rows: Host) -> int:
+        """How many units of all ranks are kept beside the floors."""
+        _, _, _, units, floors, allowed = (int(column) for column in rows.sum(axis=0))
+        f, sparsity, nnz = self._function, self._arguments["sparsity"], self._arguments["nnz"]
+        kept = int(_core.kept_count(units, sparsity)) if nnz is None else int(nnz)
+        if kept > units:
+            raise ValueError(f"{f}: nnz must be in [0, {units}], got {kept}")
+        if kept > allowed:
+            raise ValueError(f"{f}: prior must leave at least the {kept} to keep, got {allowed}")
+        if kept < floors:
+            given = self._arguments["min_density"]
+            raise ValueError(
+                f"{f}: min_density must fit into the total count {kept}, got {given}, which needs {floors}"
+            )
+        return kept - floors
 
-    def look() -> Host:
-        try:
-            for method, w, aux, index in counted.parts():
-                search.add(method, w, counted.seed, index, aux)
-        except ValueError:
-            if arguments["nan"] == "raise":
-                refuse_nan()  # names tensor and index
-            raise
-        return search.tally
+    def _search(
+        self, kept: int, numbers: int, wide: bool, task: Task, counted: Competitors
+    ) -> tuple[Threshold, int, int]:
+        """The threshold, and how many of this rank's scores are higher and how many equal."""
 
-    while not search.found:
-        summed = ranks.total(look, search.tally.size)
-        mine, search.tally = search.tally, summed
-        search.end()
-    above, equal = search.share(mine)
-    ties = ranks.gather(lambda: [equal], 1)[:, 0]
-    return (
-        int(rows[ranks.rank, 4])
-        + above
-        + _part(search.ties, ties, ranks.rank)
-        + _part(free - above_nan, nans, ranks.rank)
-    )
+        def look(search: Threshold, sampled: bool) -> Host:
+            try:
+                parts = (("", s, None, 0) for s in counted.sample()) if sampled else counted.parts()
+                for method, w, aux, index in parts:
+                    search.add(method, w, counted.seed, index, aux)
+            except ValueError:
+                if self._arguments["nan"] == "raise":
+                    task.select(self._rule | {"nnz": 0, "sparsity": None, "priors": task.priors})  # names the place
+                raise
+            return search.tally
+
+        def total(search: Threshold, sampled: bool) -> Host:
+            mine, search.tally = search.tally, self._ranks.total(lambda: look(search, sampled), search.tally.size)
+            return mine
+
+        search = Threshold(kept, wide=wide, bins=_BINS, function=self._function)
+        mine = search.tally
+        if numbers >= _SAMPLED and not search.found:  # the counts of all would take longer than the looks
+            total(search, True)
+            size = int(search.tally.sum())
+            middle, share = kept / numbers * size, kept / numbers
+            spread = 8 * math.sqrt(size * share * (1 - share)) + 16 + size / 256
+            window = search.between(int(middle - spread), math.ceil(middle + spread))
+            search = Threshold(kept, wide=wide, window=window, bins=_BINS, function=self._function)
+        while not search.found:
+            mine = total(search, False)
+            search.end()
+        return search, *search.share(mine)
 
 
 def _part(count: int, there: Host, rank: int) -> int:
     """Of the first ``count``, how many are this rank's, where each rank has that many."""
     return min(max(count - int(there[:rank].sum()), 0), int(there[rank]))
-
-
-__all__ = ["prune", "topk_mask"]
