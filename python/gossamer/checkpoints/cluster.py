@@ -186,8 +186,7 @@ def connect(scheduler: Any, function: str) -> Iterator[Cluster]:
     if not isinstance(scheduler, str):
         raise TypeError(f"{function}: scheduler must be an address or a Client, got {type(scheduler).__name__}")
     try:
-        make: Any = distributed.Client  # which has types or not, by its version
-        client = make(scheduler, timeout=_CONNECT, set_as_default=False)
+        client = distributed.Client(scheduler, timeout=_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise OSError(f"{function}: scheduler must answer at {scheduler}, got {error}") from error
     with client:
