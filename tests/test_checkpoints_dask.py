@@ -157,7 +157,7 @@ def test_workers_that_do_not_survive_a_task_and_another_run(both: Any, source: P
     client.run(arm, "write", 3, workers=[next(iter(client.run(os.getpid)))])
     local.scheduler.allowed_failures, before = 0, local.scheduler.allowed_failures
     try:
-        with pytest.raises(RuntimeError, match=r"^prune: workers must survive their tasks, got several lost with one"):
+        with pytest.raises(RuntimeError, match=r"^prune: workers must survive their tasks, got none left by any try"):
             gs.checkpoints.prune(source, tmp_path / "out", scheduler=client, **how)
     finally:
         local.scheduler.allowed_failures = before
@@ -186,7 +186,44 @@ def test_what_is_wrong_with_a_file_is_the_error_of_one_process(client: Any, sour
         assert str(there.value) == str(alone.value)
         assert not (tmp_path / "out").exists()
     with pytest.raises(RuntimeError, match=r"^prune: workers must have the client's gossamer 0\.0, got"):
-        cluster.Shard("", {}, gs.checkpoints.pruning.Options(0.5), "0.0").header()
+        cluster.Shard("", 0, {}, gs.checkpoints.pruning.Options(0.5), "0.0").header()
+    path = next(source.parent.glob("*.safetensors"))
+    size = path.stat().st_size
+    with pytest.raises(ValueError, match=f"must have the {size + 1} bytes that the client sees, got {size}"):
+        cluster.Shard(str(path), size + 1, {}, gs.checkpoints.pruning.Options(0.5), gs.__version__).header()
+
+
+def test_a_task_of_another_run_that_still_writes_harms_nothing(
+    client: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was interrupted, while a worker goes on with a file; then a run with other options."""
+    gs.checkpoints.prune(source, tmp_path / "alone", sparsity=0.6, group="global")
+    late: list[Any] = []
+    asked: list[tuple[Any, ...]] = []
+    submit, write = cluster.Cluster.map, cluster.write
+
+    def recorded(self: Any, task: Any, arguments: Any) -> Any:
+        asked.extend(arguments if task is write else [])
+        return submit(self, task, arguments)
+
+    def stop(phase: str, share: float | None, words: str) -> None:
+        if phase == "prune":
+            raise KeyboardInterrupt
+
+    def meanwhile(phase: str, share: float | None, words: str) -> None:
+        if phase == "prune":
+            late.append(write(*stale))
+
+    monkeypatch.setattr(cluster.Cluster, "map", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        gs.checkpoints.prune(source, tmp_path / "out", sparsity=0.9, scheduler=client, progress=stop)
+    stale = asked[0]
+    gs.checkpoints.prune(source, tmp_path / "out", sparsity=0.6, group="global", scheduler=client, progress=meanwhile)
+    assert len(late) == SHARDS
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    with pytest.raises(FileNotFoundError):  # the job is over
+        write(*stale)
+    assert {path.split("/")[0] for path in everything(tmp_path)} == {"in", "out", "alone"}
 
 
 def test_the_command(both: Any, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,9 @@
 
 The client finds the threshold as one process does (:mod:`gossamer.threshold`), but a look's counts are the sum of those
 that the workers have made, one file each; then every file is written by one task, which is told how many of the scores
-equal to the threshold lie in the files before. A task depends on nothing but its arguments and the files, and a file
-appears by a rename when it is complete: so Dask may run a task again, or twice at once, when a worker is lost.
+equal to the threshold lie in the files before. A task depends on nothing but its arguments and the files, and writes
+under a name of its own, until the client takes the result: so Dask may run a task again, or twice at once, when a
+worker is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gossamer import _core
 from gossamer._arrays import Host
@@ -41,6 +42,7 @@ class Shard:
     """One file, as a task is told of it: the flat indices of its tensors that are pruned, and what is asked for."""
 
     path: str
+    size: int
     taken: dict[str, int]
     options: Options
     version: str
@@ -49,7 +51,11 @@ class Shard:
         version = _core.info()["version"]
         if version != self.version:
             raise RuntimeError(f"prune: workers must have the client's gossamer {self.version}, got {version}")
-        return read_header(self.path, "prune")
+        header = read_header(self.path, "prune")
+        if header.file_size != self.size:
+            what = f"must have the {self.size} bytes that the client sees, got {header.file_size}"
+            raise ValueError(f"prune: {self.path} {what}")
+        return header
 
 
 def sample(shard: Shard, size: int) -> list[Host]:
@@ -79,16 +85,17 @@ def count_at(tally: Host, slot: int) -> int:
     return int(tally[slot])
 
 
-def write(shard: Shard, state: State, files: str, name: str) -> dict[str, int]:
-    """Task: writes a file; -> how many weights of its tensors are kept. ``state`` is that of the group."""
+def write(shard: Shard, state: State, folder: str) -> tuple[str, dict[str, int]]:
+    """Task: writes a file; -> its path, and how many weights of each tensor are kept. ``state``: of the group."""
     header, group = shard.header(), make_group(shard.options)
     if state:
         group.restore(state)
     with Reader("prune") as reader:
         if isinstance(group, Together) and shard.options.storage == "bitmask":
             group.count(reader, tensors_of(header, shard.taken))
-        with file_of(Path(files), name) as file:
-            return write_shard(file, header, shard.taken, shard.options, group, reader)
+        with file_of(Path(folder)) as (file, path):
+            kept = write_shard(file, header, shard.taken, shard.options, group, reader)
+    return path, kept
 
 
 class Cluster:
@@ -113,7 +120,7 @@ class Cluster:
         """All results, in order; ``seen`` is called with the number and the result of each as they come."""
         results: list[Any] = [None] * len(futures)
         for i in self.finished(futures):
-            results[i] = self._patiently(partial(futures[i].result, timeout=_ANSWER))
+            results[i] = self._result(futures[i])
             if seen is not None:
                 seen(i, results[i])
         return results
@@ -134,38 +141,41 @@ class Cluster:
             while pending:
                 done, pending = self._patiently(some)
                 for future in done:
+                    if future.status == "pending":  # again: its worker is lost, and its result with it
+                        pending.add(future)
+                        continue
                     if future.status != "finished":
-                        self._refuse(future)
+                        self._result(future)
                     yield places[future.key]
         except BaseException:
             with suppress(Exception):  # where the scheduler is lost
                 self._client.cancel(list(futures), force=True)
             raise
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """What a call gives that may time out, as long as there are workers."""
+    def _result(self, future: Any) -> Any:
+        """What a task gives or raises."""
+        return self._patiently(partial(future.result, timeout=_ANSWER), lambda: future.status == "error")
+
+    def _patiently(self, call: Callable[[], Any], own: Callable[[], bool] = lambda: False) -> Any:
+        """What a call gives that may time out while there are workers; ``own``: whether that is a task's error."""
         seen = time.monotonic()
         while True:
             try:
                 return call()
+            except self._distributed.KilledWorker as error:
+                task = str(error.task).partition("-")[0]
+                raise UnfinishedError(
+                    f"{self._function}: workers must survive their tasks, got none left by any try of {task!r}"
+                ) from error
+            except self._distributed.CancelledError as error:
+                raise UnfinishedError(f"{self._function}: scheduler must stay there, got a lost one") from error
             except TimeoutError:
+                if own():
+                    raise
                 if self._workers():
                     seen = time.monotonic()
                 elif time.monotonic() - seen > _WITHOUT_WORKERS:
                     raise UnfinishedError(f"{self._function}: scheduler must have workers, got none left") from None
-            except self._distributed.CancelledError as error:
-                raise UnfinishedError(f"{self._function}: scheduler must stay there, got a lost one") from error
-
-    def _refuse(self, future: Any) -> NoReturn:
-        """Raises what has become of a task."""
-        try:
-            future.result()
-        except self._distributed.KilledWorker as error:
-            reason = f"workers must survive their tasks, got several lost with one: {error}"
-            raise UnfinishedError(f"{self._function}: {reason.splitlines()[0]}") from error
-        except self._distributed.CancelledError as error:
-            raise UnfinishedError(f"{self._function}: scheduler must stay there, got a lost task") from error
-        raise UnfinishedError(f"{self._function}: tasks must finish, got one that is {future.status}")
 
 
 @contextmanager
@@ -206,6 +216,7 @@ def run(
     shards = {
         name: Shard(
             os.path.abspath(header.path),
+            header.file_size,
             {entry.name: taken[entry.name] for _, entry, _ in tensors_of(header, taken)},
             options,
             version,
@@ -218,16 +229,15 @@ def run(
         work.save()
     known = {name: work.finished(name) for name in shards}
     left = [name for name, what in known.items() if what is None]
-    futures = cluster.map(
-        write, [(shards[name], state["group"].get(name, {}), os.path.abspath(work.files), name) for name in left]
-    )
+    folder = os.path.abspath(work.folder)
+    futures = cluster.map(write, [(shards[name], state["group"].get(name, {}), folder) for name in left])
     kept = {tensor: count for what in known.values() if what is not None for tensor, count in what["kept"].items()}
     done = len(shards) - len(left)
 
-    def seen(i: int, found: dict[str, int]) -> None:
+    def seen(i: int, found: tuple[str, dict[str, int]]) -> None:
         nonlocal done
-        work.remember(left[i], {"kept": found})
-        kept.update(found)
+        work.take(Path(found[0]), left[i], {"kept": found[1]})
+        kept.update(found[1])
         done += 1
         show("prune", done / len(shards), left[i])
 
