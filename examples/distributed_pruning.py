@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -35,15 +36,19 @@ def digest(masks: Mapping[str, gs.Mask]) -> str:
     return hashlib.sha256(b"".join(mask.packed.tobytes() for mask in masks.values())).hexdigest()[:16]
 
 
-def work(rank: int, store: str) -> None:
-    """One rank: prunes its quarter of the whole, and says what it keeps."""
+def line(masks: Mapping[str, gs.Mask]) -> str:
+    return f"{sum(mask.nnz for mask in masks.values()):7,} {digest(masks)}"
+
+
+def work(rank: int, store: str, found: Any) -> None:
+    """One rank: prunes its quarter of the whole, and tells what it keeps."""
     import torch.distributed as dist
 
     import gossamer.distributed as gd
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     _, masks = gd.prune(layers(rank), sparsity=0.9)
-    print(f"rank {rank} keeps {sum(mask.nnz for mask in masks.values()):7,}: {digest(masks)}", flush=True)
+    found.put((rank, line(masks)))
     dist.barrier()
     os._exit(0)  # gloo's threads abort an ordinary exit now and then
 
@@ -51,18 +56,20 @@ def work(rank: int, store: str) -> None:
 def main() -> None:
     """Prune in four processes, then all of it in this one."""
     with tempfile.TemporaryDirectory() as folder:
-        start = multiprocessing.get_context("spawn").Process
-        ranks = [start(target=work, args=(rank, os.path.join(folder, "store"))) for rank in range(RANKS)]
+        context = multiprocessing.get_context("spawn")
+        found = context.SimpleQueue()
+        ranks = [context.Process(target=work, args=(r, os.path.join(folder, "store"), found)) for r in range(RANKS)]
         for rank in ranks:
             rank.start()
         for rank in ranks:
             rank.join(120)
         if any(rank.exitcode != 0 for rank in ranks):
             raise SystemExit("a rank failed")
+        there = dict(found.get() for _ in ranks)
     _, masks = gs.prune({n: w for rank in range(RANKS) for n, w in layers(rank).items()}, sparsity=0.9, group="global")
     for rank in range(RANKS):
         own = {name: mask for name, mask in masks.items() if name.startswith(f"{rank}.")}
-        print(f"one process  {sum(mask.nnz for mask in own.values()):7,}: {digest(own)}")
+        print(f"rank {rank} keeps {there[rank]}, one process {line(own)}")
 
 
 if __name__ == "__main__":

@@ -173,6 +173,8 @@ def equal(rank: int, gd: Any) -> None:
 
 
 def errors(rank: int, gd: Any) -> None:
+    import torch.distributed as dist
+
     w = values("normal", (16, 24), np.float32)
     bad = w.copy()
     bad[3, 5] = np.nan
@@ -231,7 +233,9 @@ def errors(rank: int, gd: Any) -> None:
         r"RuntimeError: prune: every rank must succeed, got KeyError\('lost'\) \(on rank 2\)":
             lambda: gd.prune(w, sparsity=0.5, method=on(2, failing, whole_row)),
         r"TypeError: prune: out must be writable float32, got read-only float32 \(on rank 2\)":
-            lambda: gd.prune(w, sparsity=0.5, out=on(2, readonly, None)),
+            lambda: gd.prune(w, sparsity=0.5, out=on(2, readonly, w.copy())),
+        r"ValueError: prune: whether out is given must be the same .*, got False on rank 0 and True on rank 1":
+            lambda: gd.prune(w, sparsity=0.5, out=on(1, w.copy(), None)),
         r"ValueError: topk_mask: nnz must be 768 with pattern '2:4', got 7":
             lambda: gd.topk_mask(w, nnz=7, pattern="2:4"),
         r"fine":
@@ -239,6 +243,18 @@ def errors(rank: int, gd: Any) -> None:
     }  # fmt: skip
     for expected, call in calls.items():
         report(call, expected)
+    for how in ({"sparsity": 1.0}, {"pattern": "2:4"}, {"sparsity": 0.5}):  # NaN that only the last step would see
+        given = [bad.copy() if rank == 3 else w.copy()]
+        report(lambda given=given, how=how: gd.prune(given[0], **how, out=given[0]), r"ValueError: prune: .* NaN .*")
+        report(lambda given=given: np.testing.assert_array_equal(given[0], bad if rank == 3 else w), "fine")
+    pair = dist.new_group([1, 3])
+    if rank in (1, 3):
+        mask = gd.topk_mask({"w": (rank + 1) * w}, nnz=100, process_group=pair)["w"]
+        both = gs.topk_mask({"1": 2 * w, "3": 4 * w}, nnz=100, group="global")
+        report(lambda: None, "fine" if mask == both[str(rank)] else "equal masks")
+    else:
+        stranger = r"ValueError: topk_mask: process_group must hold this process, got a group of others"
+        report(lambda: gd.topk_mask(w, nnz=100, process_group=pair), stranger)
 
 
 def lost(rank: int, gd: Any) -> None:

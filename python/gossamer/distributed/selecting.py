@@ -21,7 +21,7 @@ from gossamer._arrays import Array, Host, host, named, of, partner
 from gossamer.distributed.competing import Competitors
 from gossamer.distributed.ranks import Ranks, digest
 from gossamer.masks import Mask
-from gossamer.pruning import outputs, prune_into
+from gossamer.pruning import Target, outputs, prune_into
 from gossamer.scoring import Inputs, Method, gather_inputs
 from gossamer.selection import _count, select
 from gossamer.stats import Stats
@@ -136,8 +136,9 @@ def prune(
 
     Parameters
     ----------
-    weights, grads, stats, prior, out : this rank's, as in :func:`gossamer.prune`. ``method="snip"`` needs a sum over
-        all ranks first and is refused; taylor orders alike. All methods compete globally, wanda and its like too.
+    weights, grads, stats, prior, out : this rank's, as in :func:`gossamer.prune` (``out`` on all ranks or on none).
+        ``method="snip"`` needs a sum over all ranks first and is refused; taylor orders alike. All methods compete
+        globally, wanda and its like too.
     method, sparsity, nnz, pattern, seed, min_density, nan : the same on all ranks. A callable scores on each rank.
     process_group : of ``torch.distributed``, with a backend for CPU tensors; None is the default group.
 
@@ -148,8 +149,8 @@ def prune(
     Raises
     ------
     TypeError, ValueError, NotImplementedError, MemoryError, RuntimeError
-        As :func:`topk_mask`. ``weights`` are unchanged then, and ``out`` too, unless ``out`` itself is at fault on
-        another rank.
+        As :func:`topk_mask`. ``weights`` are unchanged then, and ``out`` too (but where writing fails: outputs that
+        overlap).
 
     Examples
     --------
@@ -164,7 +165,7 @@ def prune(
     ranks = Ranks(process_group, "prune")
     rule = {"sparsity": sparsity, "nnz": nnz, "pattern": pattern, "min_density": min_density, "nan": nan}
     name = f"the callable {getattr(method, '__qualname__', '')}" if callable(method) else method
-    results: dict[str, Any] = {}
+    begun: dict[str, Target] = {}
 
     def start() -> Task:
         if method == "snip":
@@ -176,12 +177,26 @@ def prune(
             if found != wanted or not target.out.flags.writeable:
                 what = f"{found}" if target.out.flags.writeable else f"read-only {found}"
                 raise TypeError(f"prune: out must be writable {wanted}, got {what}{of(tensor)}")
-        results.update((tensor, target.result) for tensor, target in targets.items())
+        begun.update(targets)
         priors = partner(prior, named(weights, "prune", "weights"), weights, "prune", "prior")
-        scored = callable(method)
-        return Task(inputs, priors, lambda rule: prune_into(inputs, targets, "prune", scored=scored, **rule))
+        if out is None:
+            scored = callable(method)
+            return Task(inputs, priors, lambda rule: prune_into(inputs, targets, "prune", scored=scored, **rule))
+        shapes = [target.weights.shape for target in targets.values()]
+        return Task(inputs, priors, lambda rule: select(inputs, shapes, [], "prune", **rule))
 
-    masks = _Call(ranks, "prune", {**rule, "method": name, "seed": seed}).run(start)
+    masks = _Call(ranks, "prune", {**rule, "method": name, "seed": seed, "whether out is given": out is not None}).run(
+        start
+    )
+
+    def write() -> list[int]:
+        views, outs = ([getattr(target, name) for target in begun.values()] for name in ("weights", "out"))
+        _core.apply_mask(views, [masks[name].packed for name in begun], outs)
+        return [0]
+
+    if out is not None:  # only now: whatever fails on a rank, it leaves out as it was on all
+        ranks.gather(write, 1)
+    results = {name: target.result for name, target in begun.items()}
     return (results, masks) if isinstance(weights, Mapping) else (results[""], masks[""])
 
 
@@ -263,6 +278,11 @@ class _Call:
             )
         return kept - floors
 
+    def _refuse_nan(self, task: Task) -> None:
+        """Names tensor and index, if there is one."""
+        rule = self._rule | {"sparsity": None, "nnz": 0, "priors": task.priors}
+        select(task.inputs, [w.shape for w in task.inputs.weights], [], self._function, **rule)
+
     def _search(
         self, kept: int, numbers: int, wide: bool, task: Task, counted: Competitors
     ) -> tuple[Threshold, int, int]:
@@ -275,7 +295,7 @@ class _Call:
                     search.add(method, w, counted.seed, index, aux)
             except ValueError:
                 if self._arguments["nan"] == "raise":
-                    task.select(self._rule | {"nnz": 0, "sparsity": None, "priors": task.priors})  # names the place
+                    self._refuse_nan(task)
                 raise
             return search.tally
 
