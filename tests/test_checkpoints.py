@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 import gossamer as gs
 from cases import DISTRIBUTIONS, assert_same_bits, values
 from checkpoint_files import DTYPES, INDEX, everything, load_all, tensors, write_raw, write_sharded
-from gossamer import cli, headers
-from gossamer.checkpoints import reading, selecting, threshold
+from gossamer import cli, headers, threshold
+from gossamer.checkpoints import reading, selecting
 
 PATTERNS = ("element", "row", "col", "block:4x2", "block:8x1", "2:4")
 NEVER = ("bias", "ids")
@@ -140,8 +140,9 @@ def test_strips_windows_and_wrong_guesses(tmp_path: Path, data: str, monkeypatch
     monkeypatch.setattr(threshold, "_BINS", 4)
     monkeypatch.setattr(threshold, "_BLOCK", 100)
     monkeypatch.setattr(threshold, "_HOLD", 10)
+    monkeypatch.setattr(selecting.Together, "wants_sample", lambda *_: True)
     for guess in ((0.0, np.inf), (0.0, 1e-30), (1e30, np.inf), (0.5, 0.5)):
-        monkeypatch.setattr(selecting.Together, "_guess", lambda *_, guess=guess: guess)
+        monkeypatch.setattr(selecting, "expected_window", lambda *_, guess=guess: guess)
         check(source, tmp_path / "out.safetensors", before, sparsity=0.7, group="global")
 
 

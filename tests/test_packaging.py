@@ -55,8 +55,8 @@ def test_one_version_everywhere() -> None:
 
 
 def test_importing_brings_nothing_heavy() -> None:
-    heavy = ("torch", "jax", "cupy", "matplotlib", "rich", "sklearn", "scipy")
-    code = f"import gossamer, sys; print(*[m for m in {heavy} if m in sys.modules])"
+    heavy = ("torch", "dask", "distributed", "jax", "cupy", "matplotlib", "rich", "sklearn", "scipy")
+    code = f"import gossamer, gossamer.checkpoints, sys; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""
 
@@ -70,7 +70,7 @@ def test_everything_public_is_documented() -> None:
 def modules() -> list[str]:
     found = pkgutil.walk_packages(gs.__path__, "gossamer.")
     names = [m.name for m in found if not m.name.endswith(("__main__", "_core"))]
-    return [name for name in names if HAS_TORCH or not name.startswith("gossamer.torch")]
+    return [name for name in names if HAS_TORCH or not name.startswith(("gossamer.torch", "gossamer.distributed"))]
 
 
 @pytest.mark.parametrize("name", modules())

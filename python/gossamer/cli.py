@@ -141,7 +141,14 @@ def _prune(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise _UsageError("gossamer prune", str(error).removeprefix("prune: ")) from error
     with _progress() as progress:
-        done = gs.checkpoints.prune(options.source, options.out, **chosen, force=options.force, progress=progress)
+        done = gs.checkpoints.prune(
+            options.source,
+            options.out,
+            **chosen,
+            force=options.force,
+            scheduler=options.scheduler,
+            progress=progress,
+        )
     if options.json:
         tensors = [
             {"name": t.name, "shape": t.shape, "dtype": t.dtype, "nnz": t.nnz, "sparsity": t.sparsity}
@@ -336,6 +343,9 @@ def _checkpoint_parsers(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
         "--min-density", type=float, default=0.0, metavar="D", help="share that each tensor keeps, for --group global"
     )
     prune.add_argument("--force", action="store_true", help="OUT may be IN itself, which is replaced")
+    prune.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers see IN and OUT: they do the work"
+    )
     prune.set_defaults(run=_prune)
 
     inspect = commands.add_parser(

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gossamer import _core
-from gossamer._arrays import Array, host, named, output, partner, require_number, require_text, same_shape
+from gossamer._arrays import Array, Host, host, named, output, partner, require_number, require_text, same_shape
 from gossamer.masks import Mask, packed_bits
-from gossamer.scoring import Method, default_group, gather_inputs
+from gossamer.scoring import Inputs, Method, default_group, gather_inputs
 from gossamer.selection import select
 from gossamer.stats import Stats
 
@@ -97,31 +98,54 @@ def prune(
     >>> w.tolist(), mask.nnz
     ([[0.0, -3.0], [2.0, 0.0]], 2)
     """
-    tensors = named(weights, "prune", "weights")
     inputs = gather_inputs(weights, grads, method, stats, seed, "prune")
-    views = [host(w, "prune", "weights") for w in tensors.values()]
-    outs = partner(out, tensors, weights, "prune", "out")
-    targets = [
-        output(outs[name], tensors[name], w.shape, w.dtype, "prune") for name, w in zip(tensors, views, strict=True)
-    ]
-    masks = select(
+    targets = outputs(weights, out, "prune")
+    masks = prune_into(
         inputs,
-        [w.shape for w in views],
-        [] if callable(method) else [target for target, _ in targets],
+        targets,
         "prune",
+        scored=callable(method),
         sparsity=sparsity,
         nnz=nnz,
         threshold=None,
         pattern=pattern,
         group=default_group(method, pattern, weights, "prune") if group is None else group,
         min_density=min_density,
-        priors=partner(prior, tensors, weights, "prune", "prior"),
+        priors=partner(prior, named(weights, "prune", "weights"), weights, "prune", "prior"),
         nan=nan,
     )
-    if callable(method):  # its scores are an array already; only the masking is left
-        _core.apply_mask(views, [mask.packed for mask in masks.values()], [target for target, _ in targets])
-    results = {name: result for name, (_, result) in zip(tensors, targets, strict=True)}
+    results = {name: target.result for name, target in targets.items()}
     return (results, masks) if isinstance(weights, Mapping) else (results[""], masks[""])
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Weights, and where they go: ``out`` is a view of ``result``, which the caller gets."""
+
+    weights: Host
+    out: Host
+    result: Any
+
+
+def outputs(weights: Any, out: Any, function: str) -> dict[str, Target]:
+    """The targets of a params argument."""
+    tensors = named(weights, function, "weights")
+    views = {name: host(w, function, "weights") for name, w in tensors.items()}
+    outs = partner(out, tensors, weights, function, "out")
+    return {
+        name: Target(w, *output(outs[name], tensors[name], w.shape, w.dtype, function)) for name, w in views.items()
+    }
+
+
+def prune_into(
+    inputs: Inputs, targets: dict[str, Target], function: str, *, scored: bool, **rule: Any
+) -> dict[str, Mask]:
+    """Selects and masks; ``scored`` where the inputs are scores of a callable: then only the masking is left."""
+    views, outs = [target.weights for target in targets.values()], [target.out for target in targets.values()]
+    masks = select(inputs, [w.shape for w in views], [] if scored else outs, function, **rule)
+    if scored:
+        _core.apply_mask(views, [mask.packed for mask in masks.values()], outs)
+    return masks
 
 
 def adjust(

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any
 from gossamer import _core
 from gossamer._arrays import matrix_shape, require_number
 from gossamer.checkpoints import bitmask
-from gossamer.checkpoints.output import Sink, fingerprint, is_same, make_sink, publish, target_of
+from gossamer.checkpoints.output import fingerprint, is_same, make_sink, publish, target_of
 from gossamer.checkpoints.reading import Progress, Reader
-from gossamer.checkpoints.selecting import Each, Group, Together, block_sides
+from gossamer.checkpoints.selecting import Each, Group, Tensor, Together
 from gossamer.checkpoints.source import Checkpoint, open_checkpoint
-from gossamer.checkpoints.work import Work, working
-from gossamer.headers import Entry
+from gossamer.checkpoints.work import GrowingFile, Work, working
+from gossamer.headers import Entry, Header
 from gossamer.scoring import METHODS, Inputs, check_seed, default_group, method_entry
 from gossamer.selection import select
+from gossamer.units import block_sides, window_sides
 
 DATA_FREE = tuple(name for name, (needs, _) in METHODS.items() if needs in ("", "seed"))
 STORAGES = ("dense", "bitmask")
@@ -111,8 +112,7 @@ class Options:
     @property
     def windows(self) -> tuple[int, int] | None:
         """N and M of the pattern N:M."""
-        found = re.fullmatch(r"(\d+):(\d+)", self.pattern)
-        return (int(found[1]), int(found[2])) if found else None
+        return window_sides(self.pattern)
 
     def takes(self, entry: Entry) -> bool:
         """Whether a tensor is to be pruned."""
@@ -137,6 +137,7 @@ def prune(
     seed: int | None = None,
     min_density: float = 0.0,
     force: bool = False,
+    scheduler: Any = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Prunes a safetensors checkpoint from file to file.
@@ -158,6 +159,9 @@ def prune(
         never are.
     storage : ``"dense"``, with zeros; or ``"bitmask"``, see :mod:`gossamer.checkpoints.bitmask`.
     force : ``out`` may be ``source`` itself.
+    scheduler : the address of a Dask scheduler, or a ``distributed.Client``: then its workers read and write, one task
+        a file and pass, and the bits are the same. All must see ``source`` and the folder of ``out`` under the same
+        names.
     progress : called with ``(phase, share done or None, words)``.
 
     Returns
@@ -172,7 +176,9 @@ def prune(
     OSError
         A file that cannot be read or written.
     RuntimeError
-        Another process is writing ``out``.
+        Another process is writing ``out``; a cluster without workers, or whose workers do not survive a task.
+    ImportError
+        ``scheduler`` without Dask.
 
     Examples
     --------
@@ -199,77 +205,93 @@ def prune(
         raise ValueError(f"prune: out must differ from the source (or say force), got {os.fspath(out)}")
     before = fingerprint(checkpoint)
     job = {"version": _core.info()["version"], "options": asdict(options), "source": before}
-    with working(target, job, "prune") as work, Reader("prune", progress) as reader:
-        run = _Run(checkpoint, taken, options, work, reader)
-        run.count()
-        resumed = run.write()
+    with ExitStack() as stack:
+        cluster = None
+        if scheduler is not None:
+            from gossamer.checkpoints import cluster as on_cluster
+
+            cluster = stack.enter_context(on_cluster.connect(scheduler, "prune"))
+            job["cluster"] = True  # which remembers other things
+        work = stack.enter_context(working(target, job, "prune"))
+        if cluster is None:
+            kept, resumed = _Run(checkpoint, taken, options, work, stack.enter_context(Reader("prune", progress))).run()
+        else:
+            kept, resumed = on_cluster.run(cluster, checkpoint, taken, options, work, progress)
         after = publish(checkpoint, work, before, "prune")
     tensors = tuple(
-        PrunedTensor(e.name, e.shape, e.dtype, run.kept[e.name]) for _, e in checkpoint.tensors if e.name in taken
+        PrunedTensor(e.name, e.shape, e.dtype, kept[e.name]) for _, e in checkpoint.tensors if e.name in taken
     )
     untouched = len(checkpoint.tensors) - len(tensors)
     return Pruned(target, tensors, untouched, checkpoint.nbytes, after, resumed, time.perf_counter() - begin)
 
 
+def make_group(options: Options) -> Group:
+    """The rule of who competes."""
+    return Together(options) if options.group == "global" and options.windows is None else Each(options)
+
+
+def tensors_of(header: Header, taken: Mapping[str, int]) -> list[Tensor]:
+    """What is pruned of a file."""
+    return [(header, entry, taken[entry.name]) for entry in header.entries.values() if entry.name in taken]
+
+
+def write_shard(
+    file: GrowingFile, header: Header, taken: Mapping[str, int], options: Options, group: Group, reader: Reader
+) -> dict[str, int]:
+    """Writes one file; -> how many weights of each pruned tensor are kept."""
+    kept = {entry.name: group.kept(entry) for _, entry, _ in tensors_of(header, taken)}
+    sink = make_sink(file, header, kept, options.storage)
+    for entry in header.entries.values():
+        if entry.name not in taken:
+            for block in reader.blocks(header, entry):
+                sink.copy(entry, block)
+            continue
+        kept[entry.name] = 0
+        for row, w, mask in group.pruned(reader, header, entry, taken[entry.name]):
+            sink.write(entry, row, w, mask)
+            kept[entry.name] += mask.nnz
+    return kept
+
+
 class _Run:
-    """One job over all files."""
+    """One job over all files, in this process."""
 
     def __init__(
         self, checkpoint: Checkpoint, taken: dict[str, int], options: Options, work: Work, reader: Reader
     ) -> None:
-        self._checkpoint, self._taken, self._options = checkpoint, taken, options
+        self._shards, self._taken, self._options = checkpoint.shards, taken, options
         self._work, self._reader = work, reader
-        self.kept: dict[str, int] = {}  # weights, by tensor
-        together = options.group == "global" and options.windows is None
-        self._group: Group = Together(options) if together else Each(options)
+        self._group = make_group(options)
 
-    def _tensors(self, shard: str) -> list[Entry]:
-        return [e for e in self._checkpoint.shards[shard].entries.values() if e.name in self._taken]
-
-    def count(self) -> None:
-        """What must be known of all tensors before the first one is written; it is remembered."""
-        state = self._work.state
-        if "group" not in state:
-            tensors = [
-                (self._checkpoint.shards[shard], entry, self._taken[entry.name])
-                for shard, entry in self._checkpoint.tensors
-                if entry.name in self._taken
-            ]
-            state["group"] = self._group.prepare(self._reader, tensors, self._options.storage == "bitmask")
-            self._work.save()
-        self._group.restore(state["group"])
-
-    def write(self) -> int:
-        """Every file that is not there yet; how many were."""
+    def run(self) -> tuple[dict[str, int], int]:
+        """-> kept weights by tensor, and how many files were there already."""
+        self._count()
+        kept: dict[str, int] = {}
         resumed = 0
-        self._reader.phase("prune", sum(header.file_size for header in self._checkpoint.shards.values()))
-        for shard, header in self._checkpoint.shards.items():
+        self._reader.phase("prune", sum(header.file_size for header in self._shards.values()))
+        for shard, header in self._shards.items():
             known = self._work.finished(shard)
             if known is not None:
                 self._group.restore(known["group"])
-                self.kept |= known["kept"]
+                kept |= known["kept"]
                 self._reader.advance(header.file_size, shard)
                 resumed += 1
                 continue
-            remember: dict[str, Any] = {"kept": {}}
-            counts = {entry.name: self._group.kept(entry) for entry in self._tensors(shard)}
+            remember: dict[str, Any] = {}
             with self._work.file(shard, remember) as file:
-                self._write(shard, make_sink(file, header, counts, self._options.storage), remember["kept"])
+                remember["kept"] = write_shard(file, header, self._taken, self._options, self._group, self._reader)
                 remember["group"] = self._group.state()
-            self.kept |= remember["kept"]
-        return resumed
+            kept |= remember["kept"]
+        return kept, resumed
 
-    def _write(self, shard: str, sink: Sink, kept: dict[str, int]) -> None:
-        header = self._checkpoint.shards[shard]
-        for entry in header.entries.values():
-            if entry.name not in self._taken:
-                for block in self._reader.blocks(header, entry):
-                    sink.copy(entry, block)
-                continue
-            kept[entry.name] = 0
-            for row, w, mask in self._group.pruned(self._reader, header, entry, self._taken[entry.name]):
-                sink.write(entry, row, w, mask)
-                kept[entry.name] += mask.nnz
+    def _count(self) -> None:
+        """What must be known of all tensors before the first one is written; it is remembered."""
+        state = self._work.state
+        if "group" not in state:
+            tensors = [tensor for header in self._shards.values() for tensor in tensors_of(header, self._taken)]
+            state["group"] = self._group.prepare(self._reader, tensors, self._options.storage == "bitmask")
+            self._work.save()
+        self._group.restore(state["group"])
 
 
 def _taken(checkpoint: Checkpoint, options: Options) -> dict[str, int]:

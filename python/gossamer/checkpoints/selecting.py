@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,15 +13,18 @@ import numpy as np
 from gossamer import _core
 from gossamer._arrays import Host, compute_dtype, matrix_shape
 from gossamer.checkpoints.reading import Reader
-from gossamer.checkpoints.threshold import Threshold
 from gossamer.headers import DTYPES, Entry, Header
 from gossamer.masks import Mask
 from gossamer.scoring import Inputs
 from gossamer.selection import select
+from gossamer.threshold import Threshold, Window
+from gossamer.units import unit_grid
 
 _WHOLE = ("lamp", "fpgm")  # methods that look at a whole tensor
 _PIECES, _PIECE = 8192, 64  # of the sample: stretches, and weights in each
 _MARGIN, _DEVIATIONS = 0.0001, 6  # the threshold is looked for first in this share of the sample, and its deviations
+
+EVERYTHING: Window = (0.0, math.inf)  # no method for checkpoints has scores below 0
 
 Tensor = tuple[Header, Entry, int]  # the last: the flat index of its first element among all that are pruned
 State = dict[str, Any]  # plain JSON
@@ -45,23 +47,6 @@ class Group(Protocol):
 
     def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
         """(first row, pruned rows, their mask) of a tensor; the tensors come in their order."""
-
-
-def block_sides(pattern: str) -> tuple[int, int]:
-    """Rows and columns of the blocks of a pattern; (1, 1) for others."""
-    block = re.fullmatch(r"block:(\d+)x(\d+)", pattern)
-    return (int(block[1]), int(block[2])) if block else (1, 1)
-
-
-def unit_grid(shape: tuple[int, ...], pattern: str) -> tuple[int, int, int, int]:
-    """(rows of units, columns of units, rows of a unit, columns of a unit), which divide the shape."""
-    rows, cols = matrix_shape(shape)
-    if pattern == "row":
-        return rows, 1, 1, cols
-    if pattern == "col":
-        return 1, cols, rows, 1
-    height, width = block_sides(pattern)
-    return rows // height, cols // width, height, width
 
 
 @contextmanager
@@ -136,38 +121,62 @@ class Together:
         self._used, self._kept = state["used"], state["kept"]
 
     def state(self) -> State:
-        return {"score": self._score.hex(), "ties": self._ties, "used": self._used, "kept": self._kept}
+        return self.begin(self._score, self._ties, self._used) | {"kept": self._kept}
+
+    @staticmethod
+    def begin(score: float, ties: int, used: int) -> State:
+        """The state after a search for the threshold, with ``used`` of the ties behind it."""
+        return {"score": score.hex(), "ties": ties, "used": used, "kept": {}}
 
     def kept(self, entry: Entry) -> int:
         return self._kept.get(entry.name, 0)
 
     def prepare(self, reader: Reader, tensors: Sequence[Tensor], counts: bool) -> State:
-        pattern = self._options.pattern
-        grids = {entry.name: unit_grid(entry.shape, pattern) for _, entry, _ in tensors}
-        sizes = {name: grid[0] * grid[1] for name, grid in grids.items()}
-        total = kept = int(_core.kept_count(sum(sizes.values()), self._options.sparsity))
-        if self._options.min_density:
-            floors = sum(self._floor_count(size) for size in sizes.values())
-            kept = total - floors
-            if kept < 0:
-                given = self._options.min_density
-                raise ValueError(f"prune: min_density must fit into the total of {total}, got {given}, or {floors}")
-        wide = pattern != "element" or any(DTYPES[entry.dtype] == np.float64 for _, entry, _ in tensors)
-        search = Threshold(kept, wide=wide, guess=self._guess(reader, tensors, kept))
+        kept, size = self.competing(tensors), sum(entry.size for _, entry, _ in tensors)
+        window = EVERYTHING
+        if self.wants_sample(size):
+            window = expected_window(self.sample(reader, tensors, size), kept / size)
+        search = Threshold(kept, wide=self.wide(tensors), window=window)
         while not search.found:
             reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
-            for tensor in tensors:
-                for _, w, method, scores, first, _ in self._parts(reader, *tensor):
-                    with _naming(tensor[0], tensor[1], w):
-                        search.add(method, scores, self._seed, first)
+            self.look(reader, tensors, search)
             search.end()
         self._score, self._ties = search.score, search.ties
         if counts:
             reader.phase("count", sum(entry.nbytes for _, entry, _ in tensors))
-            for tensor in tensors:
-                self._kept[tensor[1].name] = sum(mask.nnz for _, _, mask in self._masks(reader, *tensor))
-            self._used = 0
+            self.count(reader, tensors)
         return self.state()
+
+    def competing(self, tensors: Sequence[Tensor]) -> int:
+        """How many units are kept of those that compete, all tensors together."""
+        grids = [unit_grid(entry.shape, self._options.pattern) for _, entry, _ in tensors]
+        sizes = [grid[0] * grid[1] for grid in grids]
+        total = kept = int(_core.kept_count(sum(sizes), self._options.sparsity))
+        if self._options.min_density:
+            floors = sum(self._floor_count(size) for size in sizes)
+            kept = total - floors
+            if kept < 0:
+                given = self._options.min_density
+                raise ValueError(f"prune: min_density must fit into the total of {total}, got {given}, or {floors}")
+        return kept
+
+    def wide(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether some scores are float64."""
+        return self._options.pattern != "element" or any(DTYPES[e.dtype] == np.float64 for _, e, _ in tensors)
+
+    def look(self, reader: Reader, tensors: Sequence[Tensor], search: Threshold) -> None:
+        """Counts these tensors."""
+        for tensor in tensors:
+            for _, w, method, scores, first, _ in self._parts(reader, *tensor):
+                with _naming(tensor[0], tensor[1], w):
+                    search.add(method, scores, self._seed, first)
+
+    def count(self, reader: Reader, tensors: Sequence[Tensor]) -> None:
+        """Once the threshold is known: how many weights of each tensor will be kept."""
+        used = self._used
+        for tensor in tensors:
+            self._kept[tensor[1].name] = sum(mask.nnz for _, _, mask in self._masks(reader, *tensor))
+        self._used = used
 
     def pruned(self, reader: Reader, header: Header, entry: Entry, start: int) -> Iterator[tuple[int, Host, Mask]]:
         for row, w, mask in self._masks(reader, header, entry, start):
@@ -179,7 +188,7 @@ class Together:
         for row, w, method, scores, first, free in self._parts(reader, header, entry, start):
             with _naming(header, entry, w):
                 bits = Mask._blank(scores.shape, "prune")
-                left = self._ties - self._used
+                left = max(self._ties - self._used, 0)
                 nnz, used = _core.keep_above("prune", method, scores, None, self._seed, first, self._score, left, bits)
             self._used += used
             mask = Mask._own(scores.shape, bits, nnz)
@@ -260,31 +269,37 @@ class Together:
             masks = select(inputs, [entry.shape], [], "prune", **rule, priors={entry.name: None}, nan="raise")
         return masks[entry.name]
 
-    def _guess(self, reader: Reader, tensors: Sequence[Tensor], kept: int) -> tuple[float, float]:
-        """Scores between which a sample expects the threshold. A wrong guess costs a look, nothing else."""
+    def wants_sample(self, size: int) -> bool:
+        """Whether a sample of that many weights can say where to look."""
         options = self._options
-        size = sum(entry.size for _, entry, _ in tensors)
-        if options.method != "magnitude" or options.pattern != "element" or options.min_density or size < 1 << 24:
-            return 0.0, math.inf
-        stretches = [
+        plain = options.method == "magnitude" and options.pattern == "element" and not options.min_density
+        return plain and size >= 1 << 24
+
+    def sample(self, reader: Reader, tensors: Sequence[Tensor], size: int) -> list[Host]:
+        """Scores of stretches of these tensors, one a row; more of a tensor that is more of the ``size`` of all."""
+        return [
             np.abs(reader.sample(header, entry, max(1, round(_PIECES * entry.size / size)), _PIECE).astype(np.float64))
             for header, entry, _ in tensors
             if entry.size
         ]
-        scores = np.sort(np.concatenate([found.reshape(-1) for found in stretches]))[::-1]
-        scores = scores[~np.isnan(scores)]
-        if not scores.size:
-            return 0.0, math.inf
-        middle = scores[min(int(kept / size * scores.size), scores.size - 1)]
-        margin = _MARGIN + _DEVIATIONS * max(
-            float(np.std(shares) / math.sqrt(shares.size))  # neighbours are alike: stretches are counted, not weights
-            for shares in (
-                np.concatenate([(found > middle).mean(axis=1) for found in stretches]),
-                np.concatenate([(found >= middle).mean(axis=1) for found in stretches]),
-            )
+
+
+def expected_window(stretches: Sequence[Host], share: float) -> Window:
+    """Scores between which a sample expects the threshold of a share that is kept."""
+    scores = np.sort(np.concatenate([found.reshape(-1) for found in stretches]))[::-1]
+    scores = scores[~np.isnan(scores)]
+    if not scores.size:
+        return EVERYTHING
+    middle = scores[min(int(share * scores.size), scores.size - 1)]
+    margin = _MARGIN + _DEVIATIONS * max(
+        float(np.std(shares) / math.sqrt(shares.size))  # neighbours are alike: stretches are counted, not weights
+        for shares in (
+            np.concatenate([(found > middle).mean(axis=1) for found in stretches]),
+            np.concatenate([(found >= middle).mean(axis=1) for found in stretches]),
         )
-        low, high = (int((kept / size + d) * scores.size) for d in (margin, -margin))
-        return (
-            float(scores[low]) if low < scores.size else 0.0,
-            float(scores[high]) if high >= 0 else math.inf,
-        )
+    )
+    low, high = (int((share + d) * scores.size) for d in (margin, -margin))
+    return (
+        float(scores[low]) if low < scores.size else 0.0,
+        float(scores[high]) if high >= 0 else math.inf,
+    )

@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ _BEGIN = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class UnfinishedError(RuntimeError):
+    """Others are to blame: what is finished is kept for another run, as after a kill."""
 
 
 class GrowingFile:
@@ -80,7 +85,7 @@ class Work:
     """The working folder of one job. ``state`` is what a job remembers, as plain JSON; ``save`` writes it down."""
 
     def __init__(self, target: Path, folder: Path, job: str) -> None:
-        self._target, self._folder = target, folder
+        self._target, self.folder = target, folder
         self.files = folder / _FILES
         self._finishing: list[Future[None]] = []
         self._background = ThreadPoolExecutor(3, "gossamer-write")  # a write, and two files that are being finished
@@ -97,13 +102,13 @@ class Work:
     def _old_state(self) -> dict[str, Any]:
         """What an interrupted run, if any, has left."""
         try:
-            return read_json(self._folder / _STATE, "work", "a job")[1]
+            return read_json(self.folder / _STATE, "work", "a job")[1]
         except (OSError, ValueError):
             return {}
 
     def save(self, *, durable: bool = False) -> None:
         """Where an old or empty state survives a loss of power, the next run only has more to do."""
-        replace_file(self._folder / _STATE, json.dumps(self.state).encode(), durable=durable)
+        replace_file(self.folder / _STATE, json.dumps(self.state).encode(), durable=durable)
 
     def finished(self, name: str) -> Any:
         """What was to be remembered of a file that an earlier run has finished; None if it has not."""
@@ -115,7 +120,7 @@ class Work:
 
         From then on only the background touches ``state``, until ``settle``.
         """
-        partial = self._folder / f"partial{len(self._finishing)}"
+        partial = self.folder / f"partial{len(self._finishing)}"
         file = GrowingFile(partial, self._background)
         try:
             yield file
@@ -125,12 +130,15 @@ class Work:
         self._finishing.append(self._background.submit(self._finish, partial, name, remember or {}, before))
 
     def _finish(self, partial: Path, name: str, remember: dict[str, Any], before: list[Future[None]]) -> None:
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        _to_disk(partial)
         for one in before:  # in order, and one at a time; it was submitted first, so that it is not waited for in vain
             one.result()
+        self.take(partial, name, remember)
+
+    def take(self, path: Path, name: str, remember: dict[str, Any]) -> None:
+        """A file that is on the disk, with what another run must know of it, counts as finished."""
         (self.files / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, self.files / name)
+        os.replace(path, self.files / name)
         self.state["finished"][name] = remember
         self.save()
 
@@ -182,7 +190,7 @@ class Work:
         folders = self.state.get("folders")
         if folders is None:
             return
-        aside = self._folder / _ASIDE
+        aside = self.folder / _ASIDE
         if aside.is_dir() and not self._target.exists():
             os.rename(aside, self._target)
         for path in [path for place in (self.files, aside) for path in (place / name for name in folders)]:
@@ -192,12 +200,38 @@ class Work:
 
     def forget(self) -> None:
         if "folders" not in self.state:  # some could not be brought back
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def file_of(folder: Path) -> Iterator[tuple[GrowingFile, str]]:
+    """A file in the folder of a job that another process holds, perhaps on another machine, and its path.
+
+    It is on the disk after the block. Its name is new, so that whoever writes without being asked any more harms
+    nobody: it counts only when the holder of the job calls :meth:`Work.take`.
+    """
+    path = folder / f"partial-{uuid.uuid4().hex}"
+    try:
+        with ThreadPoolExecutor(1, "gossamer-write") as background:
+            file = GrowingFile(path, background)
+            try:
+                yield file, os.fspath(path)
+            finally:
+                file.close()
+        _to_disk(path)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            folder.rmdir()  # where the job has ended meanwhile; it is not empty otherwise
+        raise
 
 
 @contextmanager
 def working(target: Path, job: dict[str, Any], function: str) -> Iterator[Work]:
-    """The working folder for an output; gone after success and after an error, kept after a kill or an interrupt."""
+    """The working folder for an output; gone after success and after an error, but not an :class:`UnfinishedError`.
+
+    A kill or an interrupt leaves it, too.
+    """
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target.parent))
     folder = target.with_name(f".{target.name}.gossamer")
@@ -206,12 +240,10 @@ def working(target: Path, job: dict[str, Any], function: str) -> Iterator[Work]:
         work = Work(target, folder, hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
         try:
             yield work
-        except Exception:
+        except BaseException as error:
             work.stop()
-            work.forget()
-            raise
-        except BaseException:
-            work.stop()
+            if isinstance(error, Exception) and not isinstance(error, UnfinishedError):
+                work.forget()
             raise
         work.stop()
         work.forget()
@@ -267,6 +299,11 @@ def _exchange(one: Path, other: Path) -> None:
     os.rename(other, aside)
     os.rename(one, other)
     os.rename(aside, one)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:
