@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``save`` and ``load``: what goes in comes out; a failed or refused save leaves what was there."""
 
+import json
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ import pytest
 
 import gossamer as gs
 from cases import assert_same_bits, right_or_refused, values
+from checkpoint_files import one, write_raw
 
 
 def _things() -> dict[str, Any]:
@@ -112,3 +114,11 @@ def test_saving_never_replaces_what_is_no_regular_file(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match="pipe"):
         gs.save(pipe, {"w": np.ones(3)})
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_many_rows_without_columns_are_refused(tmp_path: Path) -> None:
+    group = {"tensors": {"w": {"kind": "matrix", "shape": [1 << 40, 0], "format": "csr"}}}
+    header = {"__metadata__": {"gossamer": json.dumps(group)}}
+    header |= one("U8", (1 << 40, 0), (0, 0), "w.bitmask") | one("F32", (0,), (0, 0), "w.values")
+    with pytest.raises(ValueError, match="1099511627776 rows without columns"):
+        gs.load(write_raw(tmp_path / "in.safetensors", header))

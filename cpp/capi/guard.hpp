@@ -41,7 +41,8 @@ T* given(const char* function, const char* argument, T* pointer) {
   return pointer;
 }
 
-// Of the float dtypes, or also int8 with `values`.
+// Of the float dtypes, or also int8 with `values`; describe() of memory that need not be there.
+Array describe(const char* function, const char* argument, const gossamer_array* array, bool values = false);
 Array view(const char* function, const char* argument, const gossamer_array* array, bool values = false);
 DType dtype_of_values(const char* function, const char* argument, std::int32_t dtype);
 Act activation_of(const char* function, std::int32_t activation);

@@ -97,7 +97,9 @@ void linear_backward(const char* f, const Matrix& a, const gossamer_array* bias,
                      const gossamer_array* dvalues_, const gossamer_array* dbias_) {
   const Act act = activation_of(f, activation);
   const Array x = view(f, "x", x_), dy = view(f, "dy", dy_);
-  if (x_->ndim > 2 || dy_->ndim > 2) value_error(format("%s: x and dy must have two dimensions", f));
+  if (x_->ndim > 2 || dy_->ndim > 2) value_error(format("%s: x and dy must have at most two dimensions", f));
+  if (x.dtype() != dy.dtype())
+    type_error(format("%s: dy must be %s as x is, got %s", f, name_of(x.dtype()), name_of(dy.dtype())));
   const std::int64_t batch = x.rows(), inputs = a.cols(), outputs = a.rows();
   if (x.cols() != inputs)
     value_error(format("%s: x must have the shape (batch, %lld), got %s", f, ll(inputs), x.shape_text().c_str()));
@@ -125,26 +127,13 @@ void linear_backward(const char* f, const Matrix& a, const gossamer_array* bias,
       value_error(format("%s: the results must not overlap with an input or each other, got some that do", f));
   }
   const bool active = act != Act::identity;
-  const Owned z(active ? batch : 0, active ? outputs : 0, x.dtype());
-  const Owned dz(active ? batch : 0, active ? outputs : 0, dy.dtype());
+  const Owned z(active ? batch : 0, outputs, x.dtype()), dz(active ? batch : 0, outputs, x.dtype());
   Array grad = dy;
   if (active) {
     Epilogue e;
     if (bias != nullptr) e.bias = view(f, "bias", bias);
     a.multiply(f, x, true, e, z.array());
-    // Computed in z's dtype, and given in dy's.
-    const bool same = x.dtype() == dy.dtype();
-    const Owned other(same ? 0 : batch, outputs, x.dtype());
-    const Array& to = same ? dz.array() : other.array();
-    activation_grad(f, z.array(), dy, act, to);
-    if (!same)
-      dispatch_stored(dy.dtype(), [&](auto zero) {
-        using T = decltype(zero);
-        for (std::int64_t r = 0; r < batch; ++r) {
-          T* row = dz.array().direct<T>(r, 0);
-          if (const T* v = to.load(r, 0, outputs, row); v != row) std::copy(v, v + outputs, row);
-        }
-      });
+    activation_grad(f, z.array(), dy, act, dz.array());
     grad = dz.array();
   }
   if (dx_ != nullptr) {

@@ -22,16 +22,19 @@ gossamer_status fail(gossamer_status status, const char* message) noexcept {
   return status;
 }
 
-Array view(const char* function, const char* argument, const gossamer_array* array, bool values) {
+Array describe(const char* function, const char* argument, const gossamer_array* array, bool values) {
   const std::string what = format("%s: %s", function, argument);
   given(function, argument, array);
   const bool known = array->dtype >= GOSSAMER_FLOAT32 && array->dtype <= GOSSAMER_BFLOAT16;
   if (!known && !(values && array->dtype == GOSSAMER_INT8))
     type_error(what + format(" must have a gossamer_dtype, got %d", static_cast<int>(array->dtype)));
   if (array->ndim > 0 && array->shape == nullptr) value_error(what + " must have a shape");
-  const Array result(array->data, static_cast<DType>(array->dtype), array->ndim, array->shape, array->strides,
-                     what.c_str());
-  if (array->data == nullptr && !result.empty()) value_error(what + " must have data");
+  return Array(array->data, static_cast<DType>(array->dtype), array->ndim, array->shape, array->strides, what.c_str());
+}
+
+Array view(const char* function, const char* argument, const gossamer_array* array, bool values) {
+  const Array result = describe(function, argument, array, values);
+  if (result.data() == nullptr && !result.empty()) value_error(format("%s: %s must have data", function, argument));
   return result;
 }
 

@@ -98,7 +98,7 @@ extern "C" {
 std::int64_t gossamer_mask_bytes(const gossamer_array* array) {
   std::int64_t bytes = -1;
   guarded([&] {
-    const Array a = view("mask_bytes", "array", array);
+    const Array a = describe("mask_bytes", "array", array);
     bytes = check_sizes("mask_bytes", a.rows(), a.cols());
   });
   return bytes;

@@ -10,7 +10,7 @@ namespace gossamer::json {
 namespace {
 
 constexpr int max_depth = 64;
-constexpr int max_values = 4'000'000;  // which take half a gigabyte
+constexpr int max_values = 4'000'000;  // a parse then takes up to half a gigabyte
 
 // The length of the well-formed UTF-8 sequence at the beginning, 0 if there is none.
 std::size_t sequence(std::string_view text) {

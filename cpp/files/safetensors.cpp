@@ -171,9 +171,10 @@ void File::read_header(const std::string& text, std::int64_t size) {
       for (const auto& [key, value] : field.object) {
         if (value.kind != Value::Kind::string) throw Malformed("a __metadata__ that is no mapping of texts");
         if (key != "gossamer") continue;
-        const Value known = json::parse(value.string);
+        Value known = json::parse(value.string);
         if (known.kind != Value::Kind::object) throw Malformed("metadata of gossamer that is no mapping");
-        if (const Value* groups = known.find("tensors"); groups != nullptr) header.groups = *groups;
+        for (auto& [name_of_part, part] : known.object)
+          if (name_of_part == "tensors") header.groups = std::move(part);
       }
       continue;
     }

@@ -18,6 +18,7 @@ from gossamer.headers import DTYPES, NAMES, open_file, parse_header, read_array
 from gossamer.masks import Mask
 from gossamer.sparse import SparseMatrix, _restored, _structure_of
 
+_EMPTY_ROWS = 1 << 24  # no byte of a file pays for them, and each takes eight in memory
 _KEY = "gossamer"  # of the entry in the file's metadata that says how tensors belong together
 
 
@@ -112,6 +113,8 @@ def _restore(name: str, entry: dict[str, Any], arrays: dict[str, Host]) -> Any:
         return mask
     if kind != "matrix" or len(shape) != 2:
         raise ValueError(f"the kind {kind!r} with shape {shape}")
+    if shape[1] == 0 and shape[0] > _EMPTY_ROWS:
+        raise ValueError(f"{shape[0]} rows without columns")
     values = arrays[f"{name}.values"]
     scales = arrays[f"{name}.scales"] if values.dtype == np.int8 else None
     return _restored(_structure_of(mask), values, str(entry["format"]), scales)

@@ -35,11 +35,11 @@ struct Work {
 };
 
 struct Results {
-  std::vector<float> one, many, transposed;
+  std::vector<float> one, many, transposed, gradient;
   std::vector<double> wide;
   gossamer::Pruned pruned;
   bool operator==(const Results& o) const {
-    return one == o.one && many == o.many && transposed == o.transposed && wide == o.wide &&
+    return one == o.one && many == o.many && transposed == o.transposed && gradient == o.gradient && wide == o.wide &&
            pruned.nnz == o.pruned.nnz && pruned.mask == o.pruned.mask;
   }
 };
@@ -55,6 +55,10 @@ Results results(const Work& work, const Matrix& a) {
                    {nullptr, GOSSAMER_GELU, nullptr});
   gossamer::linear(a, gossamer::array(work.wide_x.data(), {batch, cols}),
                    gossamer::array(r.wide.data(), {batch, rows}));
+  r.gradient.resize(static_cast<std::size_t>(a.info().nnz));
+  const gossamer::Array gradient = gossamer::array(r.gradient.data(), {a.info().nnz});
+  gossamer::linear_backward(a, gossamer::array(work.x.data(), {batch, cols}),
+                            gossamer::array(r.many.data(), {batch, rows}), nullptr, &gradient, nullptr);
   const Matrix t = a.transposed();
   gossamer::linear(t, gossamer::array(r.many.data(), {batch, rows}),
                    gossamer::array(r.transposed.data(), {batch, cols}));

@@ -2,14 +2,15 @@
  *
  * gossamer's C ABI. Rules that hold for every function:
  *  - Arrays are described, never owned: the caller keeps `data`, `shape` and `strides` alive during the call, and
- *    nothing of them is kept after it. Objects (gossamer_matrix, gossamer_file) own their memory until they are freed.
+ *    nothing of them is kept after it. Their data may lie at any address, other pointers must be aligned to what they
+ *    point to. Objects (gossamer_matrix, gossamer_file) own their memory until they are freed.
  *  - Strides are in bytes and may be zero or negative (inputs) as in numpy. Sizes are 64-bit. Arrays of more than two
  *    dimensions are read as the matrix [shape[0], rest], a vector as one row.
  *  - The result is a status; on anything but GOSSAMER_OK the outputs are unchanged and gossamer_last_error()
  *    tells, for the calling thread, what was expected and what came. But the elements of an output array may be changed
  *    in part if memory runs out, or a file cannot be read to its end, on the way; objects, masks and counts are not.
- *  - Every function may be called from any thread. A matrix is immutable and may be used by any number of threads at
- *    once; a file by one at a time. Work is split over gossamer's own threads (or the host's, see
+ *  - Every function may be called from any thread. Matrices and open files are immutable: any number of threads may use
+ *    one at once. Work is split over gossamer's own threads (or the host's, see
  *    gossamer_set_parallel_for); a call that finds them busy runs in the calling thread. Results do not depend on it.
  *  - No exception leaves the library. After fork() the child may use everything that it inherited (with a host's pool,
  *    if the host's survives it).
@@ -125,7 +126,8 @@ typedef struct gossamer_selection {
   const char* nan;     /* "raise" (NULL): GOSSAMER_ERROR_VALUE names tensor and index; "prune" or "keep" */
 } gossamer_selection;
 
-/* Bytes of a packed mask for an array: rows * ceil(cols / 8); -1, with an error set, for a bad description. */
+/* Bytes of a packed mask for an array (whose data may be NULL here): rows * ceil(cols / 8); -1, with an error set, for
+ * a bad description. */
 GOSSAMER_API int64_t gossamer_mask_bytes(const gossamer_array* array);
 /* The number that a sparsity keeps of n; -1, with an error set, outside of [0, 1] or for n < 0. */
 GOSSAMER_API int64_t gossamer_kept_count(int64_t n, double sparsity);
@@ -262,9 +264,9 @@ GOSSAMER_API gossamer_status gossamer_matmul(const gossamer_matrix* a, const gos
 GOSSAMER_API gossamer_status gossamer_linear(const gossamer_matrix* a, const gossamer_array* x,
                                              const gossamer_epilogue* epilogue, const gossamer_array* out);
 /* The gradients of that layer (without residual), from dy [batch, outputs], the loss's gradient by its output for x:
- * dx [batch, inputs] of dy's dtype; dvalues [nnz] in the order of the values, contiguous, GOSSAMER_FLOAT64 where x or
- * dy is and else GOSSAMER_FLOAT32; dbias [outputs]. Each of the three may be NULL. With an activation the output before
- * it is computed again, for which `bias` is needed. */
+ * dx [batch, inputs]; x, dy and dx of one dtype; dvalues [nnz] in the order of the values, contiguous, GOSSAMER_FLOAT64
+ * where x or dy is and else GOSSAMER_FLOAT32; dbias [outputs]. Each of the three may be NULL. With an activation the
+ * output before it is computed again, for which `bias` is needed. */
 GOSSAMER_API gossamer_status gossamer_linear_backward(const gossamer_matrix* a, const gossamer_array* bias,
                                                       int32_t activation, const gossamer_array* x,
                                                       const gossamer_array* dy, const gossamer_array* dx,

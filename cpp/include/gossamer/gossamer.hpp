@@ -120,6 +120,26 @@ class Matrix {
     check(gossamer_matrix_get_mask(c(), bits.data()));
     return bits;
   }
+  // Of float, double or int8_t, the matrix's dtype, in row-major order.
+  template <class T>
+  std::vector<T> values() const {
+    const gossamer_matrix_info found = info();
+    std::vector<T> kept(static_cast<std::size_t>(found.nnz));
+    if (api::array(kept.data(), {}).c().dtype != found.dtype)
+      throw std::invalid_argument("gossamer::Matrix::values: T must be the matrix's dtype");
+    check(gossamer_matrix_get_values(c(), kept.data(), nullptr));
+    return kept;
+  }
+  struct Csr {
+    std::vector<std::int64_t> indptr, indices;
+  };
+  Csr csr() const {
+    const gossamer_matrix_info found = info();
+    Csr made{std::vector<std::int64_t>(static_cast<std::size_t>(found.rows + 1)),
+             std::vector<std::int64_t>(static_cast<std::size_t>(found.nnz))};
+    check(gossamer_matrix_get_csr(c(), made.indptr.data(), made.indices.data()));
+    return made;
+  }
   void to_dense(const Array& out) const {
     const gossamer_array to = out.c();
     check(gossamer_matrix_to_dense(c(), &to));
@@ -160,6 +180,24 @@ inline void matmul(const Matrix& a, const Array& x, const Array& out, const Epil
 // out = act(X A^T + bias) + residual
 inline void linear(const Matrix& a, const Array& x, const Array& out, const Epilogue& after = {}) {
   detail::product(gossamer_linear, a, x, out, after);
+}
+
+// The gradients of linear(); null for those that are not wanted.
+inline void linear_backward(const Matrix& a, const Array& x, const Array& dy, const Array* dx, const Array* dvalues,
+                            const Array* dbias, gossamer_activation activation = GOSSAMER_IDENTITY,
+                            const Array* bias = nullptr) {
+  const gossamer_array from = x.c(), grad = dy.c();
+  gossamer_array parts[4];
+  const gossamer_array* given[4] = {};
+  const Array* const arrays[4] = {bias, dx, dvalues, dbias};
+  for (int i = 0; i < 4; ++i)
+    if (arrays[i] != nullptr) given[i] = &(parts[i] = arrays[i]->c());
+  check(gossamer_linear_backward(a.c(), given[0], activation, &from, &grad, given[1], given[2], given[3]));
+}
+// The values of X Y^T where the pattern keeps a position.
+inline void sddmm(const Array& x, const Array& y, const Matrix& pattern, const Array& values) {
+  const gossamer_array left = x.c(), right = y.c(), to = values.c();
+  check(gossamer_sddmm(&left, &right, pattern.c(), &to));
 }
 
 inline void score(const char* method, const Array& weights, const Array& out, const Array* aux = nullptr,
