@@ -207,8 +207,8 @@ def test_gradients(activation: str | None, dtype: Any) -> None:
     assert same_bits(outs[1], dvalues)
     tolerance = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14}.get(np.dtype(dtype), 1e-2)
     if dtype != np.float32:
+        x32 = c.byref(described(x.astype(np.float32)))
         with pytest.raises(TypeError, match="dy must be float32 as x is, got "):
-            x32 = c.byref(described(x.astype(np.float32)))
             check(LIB.gossamer_linear_backward(a.handle, None, 0, x32, inputs[2], *inputs[3:]))
     np.testing.assert_allclose(outs[2].astype(np.float64), dbias.astype(np.float64), rtol=tolerance, atol=tolerance)
 
