@@ -51,9 +51,9 @@ def apply_mask(
     for name, tensor in tensors.items():
         w = host(tensor, "apply_mask", "weights")
         bits = packed_bits(masks[name], w.shape, "apply_mask", "mask", name)
-        jobs.append((w, bits, *output(outs[name], tensor, w.shape, w.dtype, "apply_mask")))
-    _core.apply_mask([job[0] for job in jobs], [job[1] for job in jobs], [job[2] for job in jobs])
-    results = {name: job[3] for name, job in zip(tensors, jobs, strict=True)}
+        jobs.append((w, bits, output(outs[name], tensor, w.shape, w.dtype, "apply_mask")))
+    _core.apply_mask([job[0] for job in jobs], [job[1] for job in jobs], [job[2].view for job in jobs])
+    results = {name: job[2].result() for name, job in zip(tensors, jobs, strict=True)}
     return results if isinstance(weights, Mapping) else results[""]
 
 
@@ -107,7 +107,7 @@ def prune(
     masks = select(
         inputs,
         [w.shape for w in views],
-        [] if callable(method) else [target for target, _ in targets],
+        [] if callable(method) else [target.view for target in targets],
         "prune",
         sparsity=sparsity,
         nnz=nnz,
@@ -119,8 +119,8 @@ def prune(
         nan=nan,
     )
     if callable(method):  # its scores are an array already; only the masking is left
-        _core.apply_mask(views, [mask.packed for mask in masks.values()], [target for target, _ in targets])
-    results = {name: result for name, (_, result) in zip(tensors, targets, strict=True)}
+        _core.apply_mask(views, [mask.packed for mask in masks.values()], [target.view for target in targets])
+    results = {name: target.result() for name, target in zip(tensors, targets, strict=True)}
     return (results, masks) if isinstance(weights, Mapping) else (results[""], masks[""])
 
 
@@ -167,7 +167,7 @@ def adjust(
         w = host(tensor, "adjust", "weights")
         s = host(all_scores[name], "adjust", "scores")
         same_shape(s, w.shape, "adjust", "scores", name)
-        jobs.append((w, s, *output(outs[name], tensor, w.shape, w.dtype, "adjust")))
+        jobs.append((w, s, output(outs[name], tensor, w.shape, w.dtype, "adjust")))
     names = list(tensors)
     step = require_number(rate, "adjust", "rate")
     _core.adjust(
@@ -176,7 +176,7 @@ def adjust(
         [j[1] for j in jobs],
         step,
         require_text(rule, "adjust", "rule"),
-        [j[2] for j in jobs],
+        [j[2].view for j in jobs],
     )
-    results = {name: job[3] for name, job in zip(tensors, jobs, strict=True)}
+    results = {name: job[2].result() for name, job in zip(tensors, jobs, strict=True)}
     return results if isinstance(weights, Mapping) else results[""]
