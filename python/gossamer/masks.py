@@ -115,7 +115,7 @@ class Mask:
     @property
     def packed(self) -> Host:
         """uint8 ``[rows, ceil(cols / 8)]``, read-only."""
-        return self._packed
+        return self._packed.view()  # whose flag cannot be switched back
 
     def indices(self) -> Host:
         """Flat indices of the kept positions, int64, ascending."""
