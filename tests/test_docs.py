@@ -22,10 +22,9 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "docs"}
     text = page.read_text()
-    if "import torch" in text:
-        pytest.importorskip("torch")
-    if "from distributed import" in text:
-        pytest.importorskip("distributed")
+    for library in ("torch", "jax", "distributed"):
+        if re.search(rf"^(import|from) {library}\b", text, re.MULTILINE):
+            pytest.importorskip(library)
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, match.start()) + 1
         exec(compile("\n" * line + match[1], str(page), "exec"), scope)  # line numbers as on the page

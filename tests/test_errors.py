@@ -465,6 +465,38 @@ def test_a_class_without_dlpack_is_refused() -> None:
         gs.score(Strange())
 
 
+class _Foreign:
+    """An array of a library that nobody knows."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        return self.array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+class _ForeignThatMakes(_Foreign):
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], dtype: Any) -> "_ForeignThatMakes":
+        return cls(np.empty(shape, dtype))
+
+
+def test_results_for_an_unknown_library_go_to_out_or_to_what_its_class_makes() -> None:
+    w = np.array([1.0, -2.0, 3.0], np.float32)
+    with pytest.raises(TypeError, match=r"^score: out must be given, for .*_Foreign has no way to make an array"):
+        gs.score(_Foreign(w))
+    out = _Foreign(np.empty(3, np.float32))
+    assert gs.score(_Foreign(w), out=out) is out
+    assert out.array.tolist() == [1, 2, 3]
+    made = gs.score(_ForeignThatMakes(w))
+    assert isinstance(made, _ForeignThatMakes)
+    assert made.array.tolist() == [1, 2, 3]
+
+
 def test_a_cuda_like_array_says_that_there_is_no_cuda() -> None:
     class Device:
         shape = (3,)

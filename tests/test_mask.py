@@ -114,6 +114,23 @@ def test_a_hash_is_of_something_that_cannot_change() -> None:
     assert mask == gs.Mask.from_dense(_dense((9, 13)))
 
 
+def test_the_bits_cannot_be_made_writable() -> None:
+    dense = generator("writable").random((5, 11)) < 0.5
+    w = generator("writable").standard_normal((5, 11))
+    made = (
+        gs.Mask.from_dense(dense),
+        gs.topk_mask(w, sparsity=0.5),
+        gs.prune(w, sparsity=0.5)[1],
+        gs.SparseMatrix.from_dense(w, format="csr").mask,
+        ~gs.Mask.from_dense(dense) | gs.Mask.from_dense(dense),
+        gs.Mask(dense.shape, gs.Mask.from_dense(dense).packed),
+        pickle.loads(pickle.dumps(gs.Mask.from_dense(dense))),
+    )
+    for mask in made:
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            mask.packed.flags.writeable = True
+
+
 def test_repr_is_short_and_names_shape_and_count() -> None:
     text = repr(gs.Mask.from_dense(np.ones((300, 400), bool)))
     assert len(text) < 200

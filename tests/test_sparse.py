@@ -136,6 +136,70 @@ def test_from_scipy_of_a_coo_with_duplicates() -> None:
     assert source.nnz == 3
 
 
+def _damaged(kind: str, **arrays: Any) -> Any:
+    source = scipy.sparse.csr_array(np.array([[1.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])).asformat(kind)
+    for name, array in arrays.items():
+        setattr(source, name, array)
+    return source
+
+
+FAR, LISTS = 10**9, np.array([[0], [1], [3], []], dtype=object)
+DAMAGED: list[tuple[str, str, dict[str, Any]]] = [
+    *(
+        (kind, message, arrays)
+        for kind in ("csr", "csc")
+        for message, arrays in (
+            ("indices must be in", {"indices": np.array([0, FAR, 1])}),
+            ("indices must be in", {"indices": np.array([0, -FAR, 1])}),
+            ("indptr must begin with 0 and never fall", {"indptr": np.array([0, 3, 1, 3, 3])}),
+            ("indptr must begin with 0 and never fall", {"indptr": np.array([0, 3, FAR, 3, 3])}),
+            ("indptr must begin with 0 and never fall", {"indptr": np.array([1, 1, 2, 3, 3])}),
+            ("indptr must begin with 0 and never fall", {"indptr": np.array([-FAR, 1, 2, 3, 3])}),
+            ("indptr must end at most at 3", {"indptr": np.array([0, 1, 2, 3, FAR])}),
+            ("indptr must have 5 entries", {"indptr": np.array([0, 3])}),
+            ("indptr must have one dimension", {"indptr": np.array([[0, 1, 2, 3, 3]])}),
+            ("indices must be integers", {"indices": np.array([0.0, 1.0, 2.0])}),
+            ("data must have as many entries", {"data": np.ones(2)}),
+        )
+    ),
+    ("bsr", "indices must be in", {"indices": np.array([0, FAR, 1])}),
+    ("bsr", "indptr must", {"indptr": np.array([0, 1, FAR])}),
+    ("bsr", "data must be blocks", {"data": np.ones((3, 3, 1))}),
+    ("bsr", "data must be blocks", {"data": np.ones((3, 0, 1))}),
+    ("bsr", "data must be blocks", {"data": np.ones(3)}),
+    ("coo", "row must be in", {"coords": (np.array([0, FAR, 1]), np.array([0, 1, 3]))}),
+    ("coo", "col must be in", {"coords": (np.array([0, 1, 2]), np.array([0, -FAR, 3]))}),
+    ("coo", "row must have the shape of a.data", {"data": np.ones(2)}),
+    ("dia", "data must have a row for each", {"offsets": np.array([0])}),
+    ("lil", "rows must be in", {"rows": np.array([[0], [FAR], [3], []], dtype=object)}),
+    ("lil", "rows and a.data must have lists of one length", {"rows": np.array([[0], [1, 2], [3], []], dtype=object)}),
+    ("lil", "rows and a.data must have 4 lists", {"rows": LISTS[:2]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "message", "arrays"), DAMAGED)
+def test_from_scipy_checks_before_scipy_reads(kind: str, message: str, arrays: dict[str, Any]) -> None:
+    source = _damaged(kind, **arrays)
+    with pytest.raises((TypeError, ValueError), match=rf"^SparseMatrix.from_scipy: a\.{message}"):
+        gs.SparseMatrix.from_scipy(source)
+    for name, array in arrays.items():
+        assert np.array_equal(getattr(source, name), array)
+
+
+def test_from_scipy_does_not_believe_a_flag() -> None:
+    source = scipy.sparse.csr_array((np.ones(3), np.array([2, 0, 0]), np.array([0, 3])), shape=(1, 3))
+    source.has_canonical_format = True
+    assert gs.SparseMatrix.from_scipy(source).to_dense().tolist() == [[2, 0, 1]]
+    assert source.has_canonical_format
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "lil", "bsr", "dia", "dok"])
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1), (3, 4)])
+def test_from_scipy_of_nothing(kind: str, shape: tuple[int, int]) -> None:
+    a = gs.SparseMatrix.from_scipy(scipy.sparse.coo_array(shape).asformat(kind))
+    assert (a.shape, a.nnz) == (shape, 0)
+
+
 # from_csr
 
 

@@ -28,12 +28,20 @@ import os, signal, threading, warnings
 warnings.simplefilter("ignore")  # fork with threads: what is tested
 import numpy as np, gossamer as gs
 gs.set_num_threads(3)
-w = np.random.default_rng(0).standard_normal(300_000)
-before, stop = gs.prune(w, sparsity=0.9)[1], threading.Event()
+w = np.random.default_rng(0).standard_normal((600, 500))
+x = np.random.default_rng(1).standard_normal((40, 500))
+mask, stop = gs.prune(w, sparsity=0.9)[1], threading.Event()
+matrices = [gs.SparseMatrix.from_dense(w, mask, format=name) for name in ("csr", "panel", "bitmask")]
+products = [gs.linear(x, a) for a in matrices]
 
 def busy():  # holds the pool while the main thread forks
     while not stop.is_set():
-        gs.prune(w, sparsity=0.9)
+        right()
+
+def right():
+    same = [(gs.linear(x, a) == y).all() for a, y in zip(matrices, products)]
+    fresh = gs.SparseMatrix.from_dense(w, mask, format="panel")
+    return gs.prune(w, sparsity=0.9)[1] == mask and all(same) and (gs.linear(x, fresh) == products[1]).all()
 
 worker = threading.Thread(target=busy)
 worker.start()
@@ -42,11 +50,11 @@ for _ in range(10):
     child = os.fork()
     if child == 0:
         signal.alarm(100)  # a hung child dies
-        os._exit(0 if gs.prune(w, sparsity=0.9)[1] == before else 1)
+        os._exit(0 if right() else 1)
     codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 stop.set()
 worker.join()
-print(codes, gs.prune(w, sparsity=0.9)[1] == before)
+print(codes, right())
 """
 
 FORK_WHILE_PACKING = """

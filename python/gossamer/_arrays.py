@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -36,21 +36,35 @@ def host(x: Array, function: str, argument: str) -> Host:
         raise RuntimeError(f"{function}: {argument} is a CUDA array ({kind}): {_core.info()['cuda']['reason']}")
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{function}: {argument} must be an array (numpy, or one with __dlpack__), got {kind}")
-    if x.__dlpack_device__()[0] not in _CPU_DEVICES:
-        raise RuntimeError(f"{function}: {argument} is on a device ({kind}): {_core.info()['cuda']['reason']}")
-    if getattr(x, "requires_grad", False):
-        x = x.detach()
+    if kind.endswith("Tracer"):  # of JAX, which has a shape and a dtype but no data
+        raise TypeError(
+            f"{function}: {argument} must hold data, got a {kind}: call it outside of jax.jit, jax.grad and jax.vmap"
+        )
     try:
-        if str(x.dtype).endswith("bfloat16"):  # numpy's DLPack does not know it: the same bits as integers
-            return np.from_dlpack(x.view(namespace(x).int16)).view(BFLOAT16)
-        return np.from_dlpack(x)
+        device = x.__dlpack_device__()[0]
+        if device in _CPU_DEVICES:
+            return _host_view(x)
     except Exception as error:  # a dtype that numpy does not have, a sparse layout, or whatever the library raises
         what = f"{kind} of {getattr(x, 'dtype', 'unknown dtype')}"
         raise TypeError(f"{function}: {argument} must be a dense array of floats, got {what}") from error
+    raise RuntimeError(f"{function}: {argument} is on a device ({kind}): {_core.info()['cuda']['reason']}")
+
+
+def _host_view(x: Array) -> Host:
+    if getattr(x, "requires_grad", False):
+        x = x.detach()
+    if not str(x.dtype).endswith("bfloat16"):
+        return np.from_dlpack(x)
+    if isinstance(x.dtype, np.dtype):  # as in JAX: its own arrays of it are numpy's, which DLPack does not carry
+        return np.asarray(x)
+    return np.from_dlpack(x.view(namespace(x).int16)).view(BFLOAT16)  # the same bits as integers
 
 
 def give_back(result: Host, like: Array) -> Array:
-    """``result`` in the library of ``like``, on the same memory."""
+    """``result``, which must be finished, in the library of ``like``.
+
+    On the same memory, but for what JAX copies: arrays that do not begin at a multiple of 64 bytes, and bfloat16.
+    """
     if isinstance(like, np.ndarray):
         return result
     xp = namespace(like)
@@ -82,18 +96,55 @@ def compute_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def output(out: Array | None, like: Array, shape: tuple[int, ...], dtype: Any, function: str) -> tuple[Host, Array]:
-    """A numpy view to write the result to, and the object to return: ``out``, or a new array like ``like``.
+class Target(NamedTuple):
+    """Memory to write a result to, and then the object to return."""
 
-    Raises ValueError when ``out`` has another shape; its dtype and memory are checked by the core.
+    view: Host
+    made: Array | None  # that owns the memory, where it is not yet to be made
+    like: Array
+
+    def result(self) -> Array:
+        """The result for the caller, once it is written: a library may copy it here."""
+        return give_back(self.view, self.like) if self.made is None else self.made
+
+
+def output(out: Array | None, like: Array, shape: tuple[int, ...], dtype: Any, function: str) -> Target:
+    """``out``, or a new array in the library of ``like``.
+
+    Raises ValueError when ``out`` has another shape and TypeError when it can never be written to; its dtype and memory
+    are checked by the core. TypeError too when only ``out`` could hold the result.
     """
-    if out is None:
-        fresh = empty(shape, dtype, function)
-        return fresh, give_back(fresh, like)
-    view = host(out, function, "out")
-    if view.shape != tuple(shape):
-        raise ValueError(f"{function}: out must have the shape {tuple(shape)}, got {view.shape}")
-    return view, out
+    if out is not None:
+        view = host(out, function, "out")
+        if view.shape != tuple(shape):
+            raise ValueError(f"{function}: out must have the shape {tuple(shape)}, got {view.shape}")
+        if not view.flags.writeable and not isinstance(out, np.ndarray):
+            raise TypeError(f"{function}: out must be an array that can be written to, got an immutable {_kind(out)}")
+        return Target(view, out, like)
+    if isinstance(like, np.ndarray):
+        return Target(empty(shape, dtype, function), None, like)
+    try:
+        namespace(like)
+    except TypeError as error:
+        make = getattr(type(like), "empty", None)
+        if make is None:
+            raise TypeError(f"{function}: out must be given, for {_kind(like)} has no way to make an array") from error
+        made = make(tuple(shape), np.dtype(dtype))
+        return Target(host(made, function, f"what {_kind(like)}.empty makes"), made, like)
+    return Target(_aligned(shape, dtype, function), None, like)
+
+
+def _kind(x: Array) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}"
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any, function: str) -> Host:
+    """An empty array that begins at a multiple of 64 bytes, which JAX can take over without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = empty((size + 64,), np.uint8, function)
+    start = -memory.ctypes.data % 64
+    aligned: Host = memory[start : start + size].view(dtype).reshape(shape)
+    return aligned
 
 
 def empty(shape: tuple[int, ...], dtype: Any, function: str) -> Host:

@@ -112,12 +112,14 @@ def compensate(
         rows, cols = matrix_shape(w.shape)
         h = _hessian(all_stats[name], cols, f, name)
         bits = packed_bits(masks[name], w.shape, f, "mask", name)
-        target, results[name] = output(None, tensor, w.shape, w.dtype, f)
+        target = output(None, tensor, w.shape, w.dtype, f)
         if not w.size:
+            results[name] = target.result()
             continue
         with _blas_threads(cols), np.errstate(all="ignore"):
             job = _Exact(h) if method == "exact" else _Sweep(h, share, f, name)
-            _in_chunks(job, w if w.ndim > 1 else w.reshape(1, cols), bits, target.reshape(rows, cols), name)
+            _in_chunks(job, w if w.ndim > 1 else w.reshape(1, cols), bits, target.view.reshape(rows, cols), name)
+        results[name] = target.result()
     return results if isinstance(weights, Mapping) else results[""]
 
 

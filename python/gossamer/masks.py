@@ -115,7 +115,7 @@ class Mask:
     @property
     def packed(self) -> Host:
         """uint8 ``[rows, ceil(cols / 8)]``, read-only."""
-        return self._packed
+        return self._packed.view()  # whose flag cannot be switched back
 
     def indices(self) -> Host:
         """Flat indices of the kept positions, int64, ascending."""
@@ -162,8 +162,8 @@ class Mask:
         return f"Mask(shape={self._shape}, nnz={self._nnz}, sparsity={self.sparsity:.4f})"
 
 
-def packed_bits(mask: Any, shape: tuple[int, ...], function: str, argument: str, name: str = "") -> Host:
-    """The bits of a mask (or bool array) that must have this shape."""
+def require_mask(mask: Any, shape: tuple[int, ...], function: str, argument: str, name: str = "") -> Mask:
+    """A mask (or that of a bool array), which must have this shape."""
     if not isinstance(mask, Mask):
         if getattr(mask, "dtype", None) is None or "bool" not in str(mask.dtype):
             raise TypeError(f"{function}: {argument} must be a Mask, got {type(mask).__name__}{of(name)}")
@@ -171,4 +171,9 @@ def packed_bits(mask: Any, shape: tuple[int, ...], function: str, argument: str,
     assert isinstance(mask, Mask)
     if mask.shape != tuple(shape):
         raise ValueError(f"{function}: {argument} must have the shape {tuple(shape)}, got {mask.shape}{of(name)}")
-    return mask.packed
+    return mask
+
+
+def packed_bits(mask: Any, shape: tuple[int, ...], function: str, argument: str, name: str = "") -> Host:
+    """The bits of a mask (or bool array) that must have this shape."""
+    return require_mask(mask, shape, function, argument, name).packed

@@ -101,8 +101,8 @@ def _product(
     matrix = view.reshape(1, -1) if vector and linear else view.reshape(-1, 1) if vector else view
     n = matrix.shape[0] if linear else matrix_shape(matrix.shape)[1]
     shape = (rows,) if vector else (n, rows) if linear else (rows, n)
-    target, result = output(out, x, shape, view.dtype, f)
-    to = target.reshape((1, rows) if linear else (rows, 1)) if vector else target
+    target = output(out, x, shape, view.dtype, f)
+    to = target.view.reshape((1, rows) if linear else (rows, 1)) if vector else target.view
     b = None if bias is None else host(bias, f, "bias")
     r = None if residual is None else host(residual, f, "residual")
     if r is not None and r.shape != shape:
@@ -112,7 +112,7 @@ def _product(
     form = a._plan.kernel(n)
     if form == "dense":
         _dense_product(f, a, matrix, linear, b, act, r, to)
-        return result
+        return target.result()
     structure, values = a._structure, a._in_panels() if form == "panel" else a._row_values()
     if view.dtype == np.float64:
         values = values.astype(np.float64, copy=False)
@@ -123,7 +123,7 @@ def _product(
         _core.matmul_bitmask(f, structure.mask().packed, rows, cols, structure.indptr(), *rest)
     else:
         _core.matmul(f, rows, cols, *structure.csr(), *rest)
-    return result
+    return target.result()
 
 
 def _activation(activation: str | None, function: str) -> str:
@@ -203,7 +203,7 @@ def sddmm(x: Array, y: Array, pattern: SparseMatrix | Mask, *, out: Array | None
     for name, array in (("x", left), ("y", right)):
         require_float(array, f, name)
     dtype = _common(left, right)
-    values, _ = output(out, np.empty(0), (structure.nnz,), dtype, f)
+    values = output(out, np.empty(0), (structure.nnz,), dtype, f).view
     if values.dtype != dtype:
         raise TypeError(f"{f}: out must be {dtype}, got {values.dtype}")
     if not values.flags.writeable:

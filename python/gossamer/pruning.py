@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossamer import _core
-from gossamer._arrays import Array, Host, host, named, output, partner, require_number, require_text, same_shape
+from gossamer._arrays import Array, Host, Target, host, named, output, partner, require_number, require_text, same_shape
 from gossamer.masks import Mask, packed_bits
 from gossamer.scoring import Inputs, Method, default_group, gather_inputs
 from gossamer.selection import select
@@ -52,9 +52,9 @@ def apply_mask(
     for name, tensor in tensors.items():
         w = host(tensor, "apply_mask", "weights")
         bits = packed_bits(masks[name], w.shape, "apply_mask", "mask", name)
-        jobs.append((w, bits, *output(outs[name], tensor, w.shape, w.dtype, "apply_mask")))
-    _core.apply_mask([job[0] for job in jobs], [job[1] for job in jobs], [job[2] for job in jobs])
-    results = {name: job[3] for name, job in zip(tensors, jobs, strict=True)}
+        jobs.append((w, bits, output(outs[name], tensor, w.shape, w.dtype, "apply_mask")))
+    _core.apply_mask([job[0] for job in jobs], [job[1] for job in jobs], [job[2].view for job in jobs])
+    results = {name: job[2].result() for name, job in zip(tensors, jobs, strict=True)}
     return results if isinstance(weights, Mapping) else results[""]
 
 
@@ -99,10 +99,10 @@ def prune(
     ([[0.0, -3.0], [2.0, 0.0]], 2)
     """
     inputs = gather_inputs(weights, grads, method, stats, seed, "prune")
-    targets = outputs(weights, out, "prune")
+    jobs = outputs(weights, out, "prune")
     masks = prune_into(
         inputs,
-        targets,
+        jobs,
         "prune",
         scored=callable(method),
         sparsity=sparsity,
@@ -114,34 +114,29 @@ def prune(
         priors=partner(prior, named(weights, "prune", "weights"), weights, "prune", "prior"),
         nan=nan,
     )
-    results = {name: target.result for name, target in targets.items()}
+    results = {name: job.out.result() for name, job in jobs.items()}
     return (results, masks) if isinstance(weights, Mapping) else (results[""], masks[""])
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Weights, and where they go: ``out`` is a view of ``result``, which the caller gets."""
+class Job:
+    """Weights of a call, and where the pruned ones go."""
 
     weights: Host
-    out: Host
-    result: Any
+    out: Target
 
 
-def outputs(weights: Any, out: Any, function: str) -> dict[str, Target]:
-    """The targets of a params argument."""
+def outputs(weights: Any, out: Any, function: str) -> dict[str, Job]:
+    """The jobs of a params argument."""
     tensors = named(weights, function, "weights")
     views = {name: host(w, function, "weights") for name, w in tensors.items()}
     outs = partner(out, tensors, weights, function, "out")
-    return {
-        name: Target(w, *output(outs[name], tensors[name], w.shape, w.dtype, function)) for name, w in views.items()
-    }
+    return {name: Job(w, output(outs[name], tensors[name], w.shape, w.dtype, function)) for name, w in views.items()}
 
 
-def prune_into(
-    inputs: Inputs, targets: dict[str, Target], function: str, *, scored: bool, **rule: Any
-) -> dict[str, Mask]:
+def prune_into(inputs: Inputs, jobs: dict[str, Job], function: str, *, scored: bool, **rule: Any) -> dict[str, Mask]:
     """Selects and masks; ``scored`` where the inputs are scores of a callable: then only the masking is left."""
-    views, outs = [target.weights for target in targets.values()], [target.out for target in targets.values()]
+    views, outs = [job.weights for job in jobs.values()], [job.out.view for job in jobs.values()]
     masks = select(inputs, [w.shape for w in views], [] if scored else outs, function, **rule)
     if scored:
         _core.apply_mask(views, [mask.packed for mask in masks.values()], outs)
@@ -191,7 +186,7 @@ def adjust(
         w = host(tensor, "adjust", "weights")
         s = host(all_scores[name], "adjust", "scores")
         same_shape(s, w.shape, "adjust", "scores", name)
-        jobs.append((w, s, *output(outs[name], tensor, w.shape, w.dtype, "adjust")))
+        jobs.append((w, s, output(outs[name], tensor, w.shape, w.dtype, "adjust")))
     names = list(tensors)
     step = require_number(rate, "adjust", "rate")
     _core.adjust(
@@ -200,7 +195,7 @@ def adjust(
         [j[1] for j in jobs],
         step,
         require_text(rule, "adjust", "rule"),
-        [j[2] for j in jobs],
+        [j[2].view for j in jobs],
     )
-    results = {name: job[3] for name, job in zip(tensors, jobs, strict=True)}
+    results = {name: job[2].result() for name, job in zip(tensors, jobs, strict=True)}
     return results if isinstance(weights, Mapping) else results[""]

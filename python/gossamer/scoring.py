@@ -225,6 +225,6 @@ def score(
         output(outs[name], tensors[name], w.shape, score_dtype(inputs.method, w, aux), "score")
         for name, w, aux in zip(inputs.names, inputs.weights, inputs.aux, strict=True)
     ]
-    _core.score(inputs.method, inputs.weights, inputs.aux, inputs.seed, [target for target, _ in targets])
-    results = {name: result for name, (_, result) in zip(inputs.names, targets, strict=True)}
+    _core.score(inputs.method, inputs.weights, inputs.aux, inputs.seed, [target.view for target in targets])
+    results = {name: target.result() for name, target in zip(inputs.names, targets, strict=True)}
     return results if isinstance(weights, Mapping) else results[""]

@@ -12,6 +12,7 @@ import numpy as np
 
 from gossamer import _core
 from gossamer._arrays import Array, Host, compute_dtype, empty, host, is_float, matrix_shape
+from gossamer._scipy import as_csr
 from gossamer.masks import Mask, packed_bits
 from gossamer.plan import KERNELS, Plan, as_asked, as_pattern, choose
 from gossamer.threads import after_fork
@@ -308,7 +309,10 @@ class SparseMatrix:
         TypeError, ValueError
             Anything else; the message names the first row that is wrong.
         """
-        f = "SparseMatrix.from_csr"
+        return cls._from_csr(indptr, indices, values, shape, "SparseMatrix.from_csr")
+
+    @classmethod
+    def _from_csr(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int], f: str) -> SparseMatrix:
         rows, cols = _check_shape(shape, f)
         starts, columns = _integers(indptr, f, "indptr"), _integers(indices, f, "indices")
         data = host(values, f, "values")
@@ -327,16 +331,19 @@ class SparseMatrix:
 
     @classmethod
     def from_scipy(cls, a: Any) -> SparseMatrix:
-        """A scipy sparse matrix or array of any format; duplicates are summed, indices sorted, explicit zeros kept."""
+        """A scipy sparse matrix or array of any format; duplicates are summed, indices sorted, explicit zeros kept.
+
+        ``a`` stays as it is. Raises TypeError for what is none and for a dtype that is not supported, ValueError where
+        its index arrays are damaged.
+        """
         f = "SparseMatrix.from_scipy"
         if not hasattr(a, "tocsr"):
             raise TypeError(f"{f}: a must be a scipy sparse matrix, got {type(a).__name__}")
         _value_dtype(a.dtype, f)
         if len(a.shape) != 2:
             raise ValueError(f"{f}: a must have two dimensions, got the shape {a.shape}")
-        csr = a.tocsr(copy=True)
-        csr.sum_duplicates()  # sorts too
-        return cls.from_csr(csr.indptr, csr.indices, csr.data, csr.shape)
+        csr = as_csr(a, f)
+        return cls._from_csr(csr.indptr, csr.indices, csr.data, csr.shape, f)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """A ``scipy.sparse.csr_array`` of its own memory; float32 for 16-bit and int8 values."""

@@ -21,7 +21,7 @@ from gossamer._arrays import Array, Host, host, named, of, partner
 from gossamer.distributed.competing import Competitors
 from gossamer.distributed.ranks import Ranks, digest
 from gossamer.masks import Mask
-from gossamer.pruning import Target, outputs, prune_into
+from gossamer.pruning import Job, outputs, prune_into
 from gossamer.scoring import Inputs, Method, gather_inputs
 from gossamer.selection import _count, select
 from gossamer.stats import Stats
@@ -165,24 +165,24 @@ def prune(
     ranks = Ranks(process_group, "prune")
     rule = {"sparsity": sparsity, "nnz": nnz, "pattern": pattern, "min_density": min_density, "nan": nan}
     name = f"the callable {getattr(method, '__qualname__', '')}" if callable(method) else method
-    begun: dict[str, Target] = {}
+    begun: dict[str, Job] = {}
 
     def start() -> Task:
         if method == "snip":
             raise NotImplementedError("prune: snip needs the sum over all ranks first; taylor has the same order")
         inputs = gather_inputs(weights, grads, method, stats, seed, "prune")
-        targets = outputs(weights, out, "prune")
-        for tensor, target in targets.items():  # before any rank writes
-            wanted, found = target.weights.dtype, target.out.dtype
-            if found != wanted or not target.out.flags.writeable:
-                what = f"{found}" if target.out.flags.writeable else f"read-only {found}"
+        jobs = outputs(weights, out, "prune")
+        for tensor, job in jobs.items():  # before any rank writes
+            wanted, to = job.weights.dtype, job.out.view
+            if to.dtype != wanted or not to.flags.writeable:
+                what = f"{to.dtype}" if to.flags.writeable else f"read-only {to.dtype}"
                 raise TypeError(f"prune: out must be writable {wanted}, got {what}{of(tensor)}")
-        begun.update(targets)
+        begun.update(jobs)
         priors = partner(prior, named(weights, "prune", "weights"), weights, "prune", "prior")
         if out is None:
             scored = callable(method)
-            return Task(inputs, priors, lambda rule: prune_into(inputs, targets, "prune", scored=scored, **rule))
-        shapes = [target.weights.shape for target in targets.values()]
+            return Task(inputs, priors, lambda rule: prune_into(inputs, jobs, "prune", scored=scored, **rule))
+        shapes = [job.weights.shape for job in jobs.values()]
         return Task(inputs, priors, lambda rule: select(inputs, shapes, [], "prune", **rule))
 
     masks = _Call(ranks, "prune", {**rule, "method": name, "seed": seed, "whether out is given": out is not None}).run(
@@ -190,13 +190,14 @@ def prune(
     )
 
     def write() -> list[int]:
-        views, outs = ([getattr(target, name) for target in begun.values()] for name in ("weights", "out"))
-        _core.apply_mask(views, [masks[name].packed for name in begun], outs)
+        jobs = begun.values()
+        outs = [job.out.view for job in jobs]
+        _core.apply_mask([job.weights for job in jobs], [masks[name].packed for name in begun], outs)
         return [0]
 
     if out is not None:  # only now: whatever fails on a rank, it leaves out as it was on all
         ranks.gather(write, 1)
-    results = {name: target.result for name, target in begun.items()}
+    results = {name: job.out.result() for name, job in begun.items()}
     return (results, masks) if isinstance(weights, Mapping) else (results[""], masks[""])
 
 

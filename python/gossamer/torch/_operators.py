@@ -21,7 +21,7 @@ from gossamer.layers import value_gradient
 from gossamer.multiply import linear as product
 from gossamer.sparse import SparseMatrix
 from gossamer.torch._packs import _SINGLE, pattern
-from gossamer.torch._tensors import FLOATS, Tensor, view
+from gossamer.torch._tensors import Tensor, require_float, view
 
 _library = torch.library.Library("gossamer", "DEF")
 _library.define(
@@ -42,14 +42,9 @@ def _check(function: str, mask: Tensor, name: str, x: Tensor, width: Any) -> Non
     """Dtypes and shapes that need no look at the mask's bits."""
     if mask.dtype != torch.uint8 or mask.ndim != 2:
         raise TypeError(f"{function}: mask must be uint8 [out, bytes], got {mask.dtype} {tuple(mask.shape)}")
-    _check_float(function, name, x)
+    require_float(x.dtype, function, name)
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{function}: {name} must have the shape [..., {width}], got {tuple(x.shape)}")
-
-
-def _check_float(function: str, name: str, x: Tensor) -> None:
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{function}: {name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
 def _matrix(function: str, values: Tensor, mask: Tensor, cols: int, format: str, n: int, transposed: bool) -> Any:
@@ -76,9 +71,9 @@ def _linear(x: Tensor, values: Tensor, mask: Tensor, bias: Tensor | None, in_fea
 
 def _linear_fake(x: Tensor, values: Tensor, mask: Tensor, bias: Tensor | None, in_features: int, format: str) -> Tensor:
     _check("SparseLinear", mask, "x", x, in_features)
-    _check_float("SparseLinear", "values", values)
+    require_float(values.dtype, "SparseLinear", "values")
     if bias is not None:
-        _check_float("SparseLinear", "bias", bias)
+        require_float(bias.dtype, "SparseLinear", "bias")
         if bias.shape != mask.shape[:1]:
             raise ValueError(f"SparseLinear: bias must have the shape ({mask.shape[0]},), got {tuple(bias.shape)}")
     return x.new_empty((*x.shape[:-1], mask.shape[0]))
@@ -94,7 +89,7 @@ def _input_gradient(dy: Tensor, values: Tensor, mask: Tensor, in_features: int, 
 
 def _input_gradient_fake(dy: Tensor, values: Tensor, mask: Tensor, in_features: int, format: str) -> Tensor:
     _check("SparseLinear.backward", mask, "dy", dy, mask.shape[0])
-    _check_float("SparseLinear.backward", "values", values)
+    require_float(values.dtype, "SparseLinear.backward", "values")
     return dy.new_empty((*dy.shape[:-1], in_features))
 
 
@@ -110,7 +105,7 @@ def _value_gradient(dy: Tensor, x: Tensor, mask: Tensor, nnz: int, format: str, 
 
 def _value_gradient_fake(dy: Tensor, x: Tensor, mask: Tensor, nnz: int, format: str, dtype: torch.dtype) -> Tensor:
     _check("SparseLinear.backward", mask, "dy", dy, mask.shape[0])
-    _check_float("SparseLinear.backward", "x", x)
+    require_float(x.dtype, "SparseLinear.backward", "x")
     if x.shape[:-1] != dy.shape[:-1]:
         raise ValueError(
             f"SparseLinear.backward: x must have the leading axes of dy, {tuple(dy.shape[:-1])}, "

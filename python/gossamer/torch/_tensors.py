@@ -72,8 +72,13 @@ def require_data(tensor: Tensor, function: str, argument: str) -> None:
     lazy = is_lazy(tensor)
     if lazy or tensor.is_meta:
         raise TypeError(f"{function}: {argument} must hold data, got {'an uninitialized' if lazy else 'a meta'} tensor")
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    require_float(tensor.dtype, function, argument)
+
+
+def require_float(dtype: torch.dtype, function: str, argument: str) -> None:
+    """Raises TypeError for a dtype that gossamer does not have."""
+    if dtype not in FLOATS:
+        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, got {dtype}")
 
 
 def _weights(module: nn.Module, kinds: tuple[type, ...]) -> Iterator[tuple[str, Any, nn.Module]]:

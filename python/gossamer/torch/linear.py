@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from gossamer.masks import Mask, packed_bits
+from gossamer.masks import Mask, require_mask
 from gossamer.sparse import SparseMatrix, Structure, _choose, _restored, _structure_of
 from gossamer.torch import _operators
 from gossamer.torch._packs import pattern
-from gossamer.torch._tensors import FLOATS, Tensor, require_data, view
+from gossamer.torch._tensors import Tensor, require_data, require_float, view
 
 
 class SparseLinear(nn.Module):
@@ -118,8 +118,7 @@ class SparseLinear(nn.Module):
 
     def _take(self, mask: Mask, format: str, values: Tensor, bias: nn.Parameter | None) -> None:
         """What a new layer holds; an error leaves it as it was."""
-        if values.dtype not in FLOATS:
-            raise TypeError(f"SparseLinear: dtype must be float32, float64, float16 or bfloat16, got {values.dtype}")
+        require_float(values.dtype, "SparseLinear", "dtype")
         _check_format(mask, format)
         self.out_features, self.in_features = mask.shape
         self.format = format
@@ -225,8 +224,7 @@ class SparseLinear(nn.Module):
                     f"SparseLinear: {name} must be a dense tensor that holds data, "
                     f"got {tensor.layout} on {tensor.device}"
                 )
-        if values.dtype not in FLOATS:
-            raise TypeError(f"SparseLinear: values must be float32, float64, float16 or bfloat16, got {values.dtype}")
+        require_float(values.dtype, "SparseLinear", "values")
         mask = Mask((self.out_features, self.in_features), view(packed.cpu()))
         if values.shape != (mask.nnz,):
             raise ValueError(
@@ -284,8 +282,7 @@ def _full(shape: tuple[int, int]) -> Mask:
 def _mask(mask: Any, shape: tuple[int, ...]) -> Mask:
     if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu()
-    packed_bits(mask, shape, "SparseLinear", "mask")  # its kind and shape
-    return mask if isinstance(mask, Mask) else Mask.from_dense(mask)
+    return require_mask(mask, shape, "SparseLinear", "mask")
 
 
 def _check_format(mask: Mask, format: str) -> None:

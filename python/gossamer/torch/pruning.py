@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from gossamer._arrays import partner
-from gossamer.masks import Mask, packed_bits
+from gossamer.masks import Mask, require_mask
 from gossamer.pruning import apply_mask
 from gossamer.scoring import Method, default_group, gather_inputs, needs_grads
 from gossamer.selection import select
@@ -76,22 +76,37 @@ def prune_(
     if isinstance(stats, Stats) and len(weights) == 1:
         stats = dict.fromkeys(weights, stats)
     if grads is None and needs_grads(method):
-        given = {name: parameter.grad for name, parameter in parameters.items()}
-        grads = None if None in given.values() else given
-        missing = [name for name, grad in given.items() if grad is None]
-        if missing and not callable(method):
-            raise ValueError(f"{f}: the gradient of {missing[0]!r} must be there for method {method!r}, got None")
+        grads = gradients_of(parameters, method, f, f"for method {method!r}")
     options = {"pattern": pattern, "min_density": min_density, "nan": nan}
     rest: dict[str, Any] = {"method": method, "group": group, "seed": seed, **options}
     masks = find(weights, grads, stats, prior, sparsity=sparsity, nnz=nnz, function=f, **rest)
     if apply:
-        apply_mask(weights, masks, out=weights)
-        changed(*parameters.values())
+        _apply(parameters, masks)
     return masks
 
 
 def weights_of(module: nn.Module, include: Globs, exclude: Globs, function: str) -> dict[str, nn.Parameter]:
     return {name: layer.weight for name, layer in layers(module, include, exclude, function).items()}
+
+
+def gradients_of(
+    parameters: Mapping[str, nn.Parameter], method: Method, function: str, when: str
+) -> dict[str, Tensor] | None:
+    """``.grad`` of each; None where one is missing and the method, a callable, may do without."""
+    found = {}
+    for name, parameter in parameters.items():
+        if parameter.grad is None:
+            if callable(method):
+                return None
+            raise ValueError(f"{function}: the gradient of {name!r} must be there {when}, got None")
+        found[name] = parameter.grad.detach()
+    return found
+
+
+def _apply(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Mask]) -> None:
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
+    apply_mask(weights, masks, out=weights)
+    changed(*parameters.values())
 
 
 def find(
@@ -217,10 +232,7 @@ def sparsify_(
     else:
         masks = {name: Mask.from_dense(layer.weight.detach() != 0) for name, layer in found.items()}
     plans = {name: _plan(module, layer, masks[name], format, batch, f) for name, layer in found.items()}
-    weights = {name: layer.weight for name, layer in found.items()}
-    views = {name: weight.detach() for name, weight in weights.items()}
-    apply_mask(views, masks, out=views)
-    changed(*weights.values())
+    _apply({name: layer.weight for name, layer in found.items()}, masks)
     for name, layer in found.items():
         if plans[name][0] and isinstance(layer, nn.Linear):
             convert(layer, masks[name], format)
@@ -228,8 +240,7 @@ def sparsify_(
 
 
 def _checked(mask: Any, layer: nn.Module, function: str, name: str) -> Mask:
-    packed_bits(mask, tuple(layer.weight.shape), function, "mask", name)
-    return mask if isinstance(mask, Mask) else Mask.from_dense(mask)
+    return require_mask(mask, tuple(layer.weight.shape), function, "mask", name)
 
 
 def _plan(

@@ -19,7 +19,7 @@ from gossamer.sparsifier import Sparsifier as Rule
 from gossamer.sparsifier import SparsifierEvent, SparsifierState
 from gossamer.stats import Stats
 from gossamer.torch._tensors import Globs, Tensor, changed
-from gossamer.torch.pruning import weights_of
+from gossamer.torch.pruning import gradients_of, weights_of
 
 _STEP = "Sparsifier.step"
 _LOAD = "Sparsifier.load_state_dict"
@@ -204,11 +204,7 @@ class Sparsifier:
     def _decide(self) -> tuple[SparsifierState, SparsifierEvent]:
         grads: dict[str, Tensor] | None = None
         if self.rule.needs_grads:
-            given = {name: parameter.grad for name, parameter in self._parameters.items()}
-            missing = [name for name, grad in given.items() if grad is None]
-            if missing and not callable(self.rule.method):
-                raise ValueError(f"{_STEP}: the gradient of {missing[0]!r} must be there (not yet cleared), got None")
-            grads = None if missing else {name: grad.detach() for name, grad in given.items()}
+            grads = gradients_of(self._parameters, self.rule.method, _STEP, "(not yet cleared)")
         stats = self._stats() if callable(self._stats) else self._stats
         return self.rule.step(self._state, self._weights(), grads, self.steps, stats=stats)
 
