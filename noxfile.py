@@ -18,7 +18,7 @@ def build_and_test(session: nox.Session, *presets: str) -> None:
     for preset in presets:
         session.run("cmake", "--preset", preset)
         session.run("cmake", "--build", "--preset", preset)
-        session.run("ctest", "--preset", preset)
+        session.run("ctest", "--preset", preset, "--parallel", "2")  # most tests have one thread
 
 
 def run_example(session: nox.Session, prefix: str) -> None:
