@@ -98,7 +98,7 @@ constexpr TypedKernels<T> make_table() {
   t.histogram = &histogram<Key, Unsigned>;
   t.mark = &mark<T>;
   t.mark_ties = &mark_ties<T>;
-  t.keep_n_of_m = &keep_n_of_m<Key>;
+  t.keep_n_of_m = &keep_n_of_m<T>;
   t.apply = &apply<T>;
   t.nonzero = &nonzero<T>;
   t.compress = &compress<T>;

@@ -347,10 +347,48 @@ std::int64_t mark_ties(const typename KeyOf<T>::type* key, std::int64_t n, typen
   return kept;
 }
 
+// Bits of the keys that come before lane i of a group of four as lane (i + r) % 4: where they are larger, or equal and
+// earlier.
+template <class V, int r>
+std::uint64_t before_in_four(const typename V::Key* key) {
+  std::uint64_t larger = 0, equal = 0;
+  for (int j = 0; j < 64; j += V::lanes) {
+    const auto k = LoadKey<V>(key + j), other = RotateFour<r>(k);
+    larger |= std::uint64_t{Greater(other, k)} << j;
+    equal |= std::uint64_t{Equal(other, k)} << j;
+  }
+  constexpr std::uint64_t earlier = (std::uint64_t{0xF} << (4 - r) & 0xF) * 0x1111'1111'1111'1111;
+  return larger | (equal & earlier);
+}
+
+// Keeps `keep` of every four consecutive keys, 64 at a time.
+template <class V>
+void keep_n_of_four(const typename V::Key* key, std::int64_t n, int keep, std::uint8_t* bits) {
+  for (std::int64_t i = 0; i < n; i += 64) {
+    typename V::Key rest[64] = {};
+    const typename V::Key* from = key + i;
+    if (n - i < 64) {
+      for (std::int64_t j = 0; j < n - i; ++j) rest[j] = from[j];
+      from = rest;
+    }
+    const std::uint64_t a = before_in_four<V, 1>(from), b = before_in_four<V, 2>(from), c = before_in_four<V, 3>(from);
+    const std::uint64_t dropped = keep == 1 ? a | b | c : keep == 2 ? (a & b) | (c & (a | b)) : a & b & c;
+    const std::uint64_t inside = n - i < 64 ? (std::uint64_t{1} << (n - i)) - 1 : ~std::uint64_t{0};
+    store_bits(~dropped & inside, n - i, bits + i / 8);
+  }
+}
+
 // Keeps `keep` of every `of` consecutive keys: those that fewer than `keep` others of the window come before. Windows
 // are turned on their side, 64 at a time, so that the comparisons run over vectors of windows.
-template <class Key>
-std::int64_t keep_n_of_m(const Key* key, std::int64_t n, int keep, int of, std::uint8_t* bits) {
+template <class T>
+std::int64_t keep_n_of_m(const typename KeyOf<T>::type* key, std::int64_t n, int keep, int of, std::uint8_t* bits) {
+  using V = typename Simd<T>::V;
+  using Key = typename V::Key;
+  if constexpr (V::lanes >= 4)
+    if (of == 4 && 0 < keep && keep < 4) {
+      keep_n_of_four<V>(key, n, keep, bits);
+      return n / of * keep;
+    }
   constexpr int batch = 64;
   Key turned[32][batch] = {};
   for (std::int64_t b = 0; b < (n + 7) / 8; ++b) bits[b] = 0;

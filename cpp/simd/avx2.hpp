@@ -7,6 +7,7 @@
 //   LoadAs            of T, or for float of Half, BFloat and int8, widened
 //   IsNaN NonZero Greater Less Equal                 a bit per lane, lane 0 lowest; false for NaN (but IsNaN, NonZero)
 //   OrderKey          bits as a signed integer that orders like the number (no NaN, no -0)
+//   RotateFour        of keys: lane i gets lane (i + r) % 4 of its group of four; where V has four lanes or more
 //   KeepBits          the lane where the bit is set, +0 elsewhere
 //   Widen             a stored scalar as the number that is computed with
 //   Sum4 AddPicked    four sums, and sum[k] += stored number k * x[index k]; ReduceSum
@@ -247,6 +248,14 @@ inline auto SetKey<VF32>(std::int32_t k) {
 template <>
 inline auto SetKey<VF64>(std::int64_t k) {
   return KI64{_mm256_set1_epi64x(k)};
+}
+template <int r>
+inline KI32 RotateFour(KI32 a) {
+  return {_mm256_shuffle_epi32(a.v, r == 1 ? 0x39 : r == 2 ? 0x4E : 0x93)};
+}
+template <int r>
+inline KI64 RotateFour(KI64 a) {
+  return {_mm256_permute4x64_epi64(a.v, r == 1 ? 0x39 : r == 2 ? 0x4E : 0x93)};
 }
 inline void StoreKey(KI32 a, std::int32_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
 inline void StoreKey(KI64 a, std::int64_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }

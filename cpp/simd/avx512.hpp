@@ -168,6 +168,14 @@ template <>
 inline auto SetKey<VF64>(std::int64_t k) {
   return KI64{_mm512_set1_epi64(k)};
 }
+template <int r>
+inline KI32 RotateFour(KI32 a) {
+  return {_mm512_shuffle_epi32(a.v, static_cast<_MM_PERM_ENUM>(r == 1 ? 0x39 : r == 2 ? 0x4E : 0x93))};
+}
+template <int r>
+inline KI64 RotateFour(KI64 a) {
+  return {_mm512_permutex_epi64(a.v, r == 1 ? 0x39 : r == 2 ? 0x4E : 0x93)};
+}
 inline void StoreKey(KI32 a, std::int32_t* p) { _mm512_storeu_si512(p, a.v); }
 inline void StoreKey(KI64 a, std::int64_t* p) { _mm512_storeu_si512(p, a.v); }
 inline unsigned Greater(KI32 a, KI32 b) { return _mm512_cmpgt_epi32_mask(a.v, b.v); }

@@ -231,6 +231,10 @@ template <>
 inline auto SetKey<VF64>(std::int64_t k) {
   return KI64{vdupq_n_s64(k)};
 }
+template <int r>
+inline KI32 RotateFour(KI32 a) {
+  return {vextq_s32(a.v, a.v, r)};
+}
 inline void StoreKey(KI32 a, std::int32_t* p) { vst1q_s32(p, a.v); }
 inline void StoreKey(KI64 a, std::int64_t* p) { vst1q_s64(p, a.v); }
 inline unsigned Greater(KI32 a, KI32 b) { return bits_in(vcgtq_s32(a.v, b.v)); }
