@@ -36,10 +36,24 @@ void nonzero(const T* w, std::uint8_t* bits, std::int64_t n) {
   store_bits(word, n - i, bits + i / 8);
 }
 
+// Every number is stored, and the place goes on past those that are kept: a branch for each would often be
+// mispredicted. As long as eight more are to come, that is, so that nothing is written past the last one.
 template <class T>
 std::int64_t compress(const T* w, const std::uint8_t* bits, std::int64_t n, T* values) {
-  std::int64_t kept = 0;
-  for (std::int64_t i = 0; i < n; i += 8)
+  std::int64_t total = 0, kept = 0, i = 0;
+  for (std::int64_t b = 0, bytes = (n + 7) / 8; b < bytes; b += 8) {
+    std::uint64_t word = 0;
+    __builtin_memcpy(&word, bits + b, static_cast<std::size_t>(bytes - b < 8 ? bytes - b : 8));
+    total += __builtin_popcountll(word);
+  }
+  for (; kept + 8 <= total; i += 8) {
+    const unsigned byte = bits[i / 8];
+    GOSSAMER_UNROLL for (int k = 0; k < 8; ++k) {
+      values[kept] = w[i + k];
+      kept += byte >> k & 1;
+    }
+  }
+  for (; i < n; i += 8)
     for (unsigned byte = bits[i / 8]; byte != 0; byte &= byte - 1) values[kept++] = w[i + __builtin_ctz(byte)];
   return kept;
 }
