@@ -81,21 +81,16 @@ void bind_score(const std::string& method, const Arrays& weights, const Optional
                 const Arrays& outs) {
   check_lists(weights.size(), {aux.size(), outs.size()});
   std::vector<ScoreSource> sources;
-  std::vector<Array> to, read_weights, read_aux;
+  std::vector<Array> to;
   std::int64_t index = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     sources.push_back(make_source("score", method, weights[i], aux[i], seed, index));
     const ScoreSource& s = sources.back();
     index += s.weights.size();
     to.push_back(writable_view("score", "out", outs[i]));
-    read_weights.push_back(s.weights);
-    read_aux.push_back(s.method != nullptr && s.method->uses_aux() ? s.aux : s.weights);
-    const Array own[] = {read_weights.back(), read_aux.back()};
     check_source("score", "", s);
-    check_out("score", to.back(), s.rows(), s.cols(), s.dtype(), own);
   }
-  check_outs_apart("score", to, read_weights);
-  check_outs_apart("score", to, read_aux);
+  check_score_outs("score", sources, to);
   const Running running;
   score(sources, to);
 }

@@ -98,9 +98,8 @@ gossamer_status gossamer_save(const char* path, const gossamer_saved* entries, s
         to.array = &arrays.emplace_back(view(f, "array", entry.array));
         to.shape.assign(entry.array->shape, entry.array->shape + entry.array->ndim);
       } else {
-        const gossamer_array shape{nullptr, GOSSAMER_FLOAT32, entry.ndim, entry.shape, nullptr};
         if (entry.ndim > 0) given(f, "shape", entry.shape);
-        const Array masked(nullptr, DType::float32, shape.ndim, shape.shape, nullptr, "save: the mask");
+        const Array masked(nullptr, DType::float32, entry.ndim, entry.shape, nullptr, "save: the mask");
         to.mask = check_mask(f, entry.mask, masked.rows(), masked.cols());
         if (entry.ndim > 0) to.shape.assign(entry.shape, entry.shape + entry.ndim);
       }

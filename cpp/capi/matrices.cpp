@@ -36,6 +36,15 @@ void check_vector(const char* function, const char* argument, const Array& array
         format("%s: %s must have the shape (%lld,), got %s", function, argument, ll(n), array.shape_text().c_str()));
 }
 
+// Values [n] that go into a matrix.
+Array kept_view(const char* function, const gossamer_array* array, std::int64_t n) {
+  const Array values = view(function, "values", array, true);
+  check_vector(function, "values", values, n);
+  if (values.dtype() == DType::int8 && !values.contiguous())
+    value_error(format("%s: values of int8 must be contiguous", function));
+  return values;
+}
+
 // A result [nnz] of values, in the dtype that `x` and `y` are computed in.
 Array values_view(const char* function, const char* argument, const gossamer_array* array, std::int64_t nnz,
                   const Array& x, const Array& y) {
@@ -155,6 +164,7 @@ gossamer_status gossamer_matrix_from_dense(const gossamer_array* w, const std::u
   return guarded([&] {
     given(f, "result", result);
     const Array dense = view(f, "w", w);
+    if (mask != nullptr) check_mask(f, mask, dense.rows(), dense.cols());
     const DType to = dtype == -1 ? dense.dtype() : dtype_of_values(f, "dtype", dtype);
     *result = hold(Matrix::from_dense(f, dense, mask, to, format_or_auto(format)));
   });
@@ -176,15 +186,7 @@ gossamer_status gossamer_matrix_from_csr(const gossamer_csr* csr, const char* fo
       value_error(gossamer::format("%s: csr must have indices and values", f));
     const CsrPattern pattern{csr->rows, csr->cols, csr->indptr, csr->indices, csr->index_bytes == 8};
     check_csr(f, pattern, csr->nnz);
-    const bool wide = csr->cols > std::numeric_limits<std::int32_t>::max();
-    auto indices = std::make_unique<Lines<std::byte>>(static_cast<std::size_t>(csr->nnz) * (wide ? 8 : 4));
-    with_indices(pattern, [&](const auto* from) {
-      wide ? void(std::copy(from, from + csr->nnz, reinterpret_cast<std::int64_t*>(indices->data())))
-           : void(std::transform(from, from + csr->nnz, reinterpret_cast<std::int32_t*>(indices->data()),
-                                 [](auto index) { return static_cast<std::int32_t>(index); }));
-    });
-    std::vector<std::int64_t> indptr(csr->indptr, csr->indptr + csr->rows + 1);
-    auto structure = std::make_shared<const Structure>(csr->rows, csr->cols, std::move(indptr), std::move(indices));
+    auto structure = std::make_shared<const Structure>(pattern);
     const Array values(const_cast<void*>(csr->values), dtype, 1, &csr->nnz, nullptr, f);
     *result = hold(std::make_unique<Matrix>(f, "values", structure, values, dtype, nullptr, format_or_auto(format)));
   });
@@ -198,10 +200,8 @@ gossamer_status gossamer_matrix_from_mask(const std::uint8_t* mask, std::int64_t
     given(f, "result", result);
     const std::int64_t bytes = check_sizes(f, rows, cols);
     check_mask(f, mask, rows, cols);
-    const Array kept = view(f, "values", values, true);
-    check_vector(f, "values", kept, bytes > 0 ? count_mask(mask, rows, cols) : 0);
+    const Array kept = kept_view(f, values, bytes > 0 ? count_mask(mask, rows, cols) : 0);
     const bool int8 = kept.dtype() == DType::int8;
-    if (int8 && !kept.contiguous()) value_error(gossamer::format("%s: values of int8 must be contiguous", f));
     if (int8 && rows > 0) given(f, "scales", scales);
     if (!int8 && scales != nullptr)
       value_error(gossamer::format("%s: scales must be NULL unless the values are int8", f));
@@ -218,11 +218,7 @@ gossamer_status gossamer_matrix_with_values(const gossamer_matrix* a, const goss
   return guarded([&] {
     given(f, "result", result);
     const Matrix& matrix = of(f, "a", a);
-    const Array kept = view(f, "values", values, true);
-    check_vector(f, "values", kept, matrix.nnz());
-    if (kept.dtype() == DType::int8 && !kept.contiguous())
-      value_error(gossamer::format("%s: values of int8 must be contiguous", f));
-    *result = hold(matrix.with_values(f, kept));
+    *result = hold(matrix.with_values(f, kept_view(f, values, matrix.nnz())));
   });
 }
 
@@ -268,7 +264,7 @@ gossamer_status gossamer_matrix_get_values(const gossamer_matrix* a, void* value
   constexpr const char* f = "matrix_get_values";
   return guarded([&] {
     const Matrix& m = of(f, "a", a);
-    if (scales != nullptr && m.scales() == nullptr && m.dtype() != DType::int8)
+    if (scales != nullptr && m.dtype() != DType::int8)
       value_error(gossamer::format("%s: scales must be NULL for a matrix of %s", f, name_of(m.dtype())));
     if (values != nullptr && m.nnz() > 0) m.copy_values(values);
     if (scales != nullptr && m.scales() != nullptr) std::copy(m.scales(), m.scales() + m.rows(), scales);

@@ -23,6 +23,11 @@ void check_count(const char* function, const void* tensors, std::int64_t count) 
   if (count > 0) given(function, "tensors", tensors);
 }
 
+void check_decay(const char* function, double decay) {
+  if (!(decay >= 0 && decay <= std::numeric_limits<double>::max()))
+    value_error(format("%s: decay must be finite and not negative, got ", function) + gossamer::text(decay));
+}
+
 // The sources of a method, or of scores (nullptr).
 std::vector<ScoreSource> sources_of(const char* function, const Method* method, const gossamer_tensor* tensors,
                                     std::int64_t count, std::uint64_t seed) {
@@ -71,6 +76,7 @@ void select_tensors(const char* function, const Method* method, gossamer_tensor*
   std::vector<SelectTensor> selected(sources.size());
   std::vector<std::vector<std::uint8_t>> masks;
   std::vector<Array> outs;
+  const bool pruned = with_outs && count > 0 && tensors[0].out != nullptr;
   for (std::size_t i = 0; i < sources.size(); ++i) {
     const gossamer_tensor& tensor = tensors[i];
     const Array& w = sources[i].weights;
@@ -80,9 +86,9 @@ void select_tensors(const char* function, const Method* method, gossamer_tensor*
     selected[i].mask = masks[i].data();
     if (tensor.prior != nullptr) selected[i].prior = check_mask(function, tensor.prior, w.rows(), w.cols());
     selected[i].source = std::move(sources[i]);
-    if ((tensor.out != nullptr) != (with_outs && tensors[0].out != nullptr) && with_outs)
+    if (with_outs && (tensor.out != nullptr) != pruned)
       value_error(format("%s: out must be given for all tensors or for none", function));
-    if (with_outs && tensor.out != nullptr) outs.push_back(view(function, "out", tensor.out));
+    if (pruned) outs.push_back(view(function, "out", tensor.out));
   }
   outs.empty() ? select(function, selected, selection) : prune(function, selected, selection, outs);
   for (std::size_t i = 0; i < masks.size(); ++i) {
@@ -122,17 +128,9 @@ gossamer_status gossamer_score(const char* method, const gossamer_tensor* tensor
     const Method& known = find_method(f, given(f, "method", method));
     check_count(f, tensors, count);
     const std::vector<ScoreSource> sources = sources_of(f, &known, tensors, count, seed);
-    std::vector<Array> outs, read_weights, read_aux;
-    for (std::size_t i = 0; i < sources.size(); ++i) {
-      const ScoreSource& s = sources[i];
-      outs.push_back(view(f, "out", tensors[i].out));
-      read_weights.push_back(s.weights);
-      read_aux.push_back(known.uses_aux() ? s.aux : s.weights);
-      const Array inputs[] = {read_weights.back(), read_aux.back()};
-      check_out(f, outs.back(), s.rows(), s.cols(), s.dtype(), inputs);
-    }
-    check_outs_apart(f, outs, read_weights);
-    check_outs_apart(f, outs, read_aux);
+    std::vector<Array> outs;
+    for (std::int64_t i = 0; i < count; ++i) outs.push_back(view(f, "out", tensors[i].out));
+    check_score_outs(f, sources, outs);
     score(sources, outs);
   });
 }
@@ -205,8 +203,7 @@ gossamer_status gossamer_add_squares(const gossamer_array* x, double decay, doub
       const std::int64_t shape[] = {cols == 0 ? 0 : a.size() / cols, cols};
       a = Array(a.data(), a.dtype(), 2, shape, nullptr, f);
     }
-    if (!(decay >= 0 && decay <= std::numeric_limits<double>::max()))
-      value_error(format("%s: decay must be finite and not negative, got ", f) + gossamer::text(decay));
+    check_decay(f, decay);
     if (a.cols() > 0) add_squares(a, decay, given(f, "sums", sums));
   });
 }
@@ -219,8 +216,7 @@ gossamer_status gossamer_subtract_products(const gossamer_array* weights, const 
     if (g.rows() != w.rows() || g.cols() != w.cols())
       value_error(format("%s: grads must have the shape of weights %s, got %s", f, w.shape_text().c_str(),
                          g.shape_text().c_str()));
-    if (!(decay >= 0 && decay <= std::numeric_limits<double>::max()))
-      value_error(format("%s: decay must be finite and not negative, got ", f) + gossamer::text(decay));
+    check_decay(f, decay);
     if (!w.empty()) subtract_products(w, g, decay, given(f, "sums", sums));
   });
 }

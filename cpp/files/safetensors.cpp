@@ -333,14 +333,7 @@ void File::read_array(const char* function, std::string_view name, const Array& 
   }
   Lines<std::byte> whole(static_cast<std::size_t>(tensor.end - tensor.begin));
   read(function, tensor, whole.data());
-  const Array from = Array(whole.data(), dtype, static_cast<int>(entry.shape.size()), entry.shape.data(), nullptr, "")
-                         .moved(),
-              to = out.moved();
-  dispatch_moved(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    for (std::int64_t r = 0; r < from.rows(); ++r)
-      to.store(r, 0, from.cols(), static_cast<const T*>(from.direct<T>(r, 0)));
-  });
+  copy_rows(whole.data(), out);
 }
 
 void File::read_mask(const char* function, std::string_view name, std::uint8_t* mask) const {

@@ -3,6 +3,7 @@
 // are int32 or int64 and sorted within a row; values are in row-major order.
 #pragma once
 #include <cstdint>
+#include <limits>
 
 #include "core/array.hpp"
 
@@ -16,6 +17,9 @@ struct CsrPattern {
 
   std::int64_t nnz() const { return indptr[rows]; }
 };
+
+// Whether the indices of so many columns need 64 bits.
+inline bool needs_wide(std::int64_t cols) { return cols > std::numeric_limits<std::int32_t>::max(); }
 
 // Calls f with a typed pointer to the indices.
 template <class F>

@@ -126,10 +126,13 @@ std::optional<Pair> pair(std::string_view text, char between, std::size_t digits
 
 }  // namespace
 
+bool names_no_pattern(const std::string& asked) {
+  return asked == "auto" || asked == "csr" || asked == "panel" || asked == "bitmask" || asked == "dense";
+}
+
 std::string check_format(const char* function, const std::string& format_, const std::uint8_t* mask, std::int64_t rows,
                          std::int64_t cols) {
-  for (const char* name : {"auto", "csr", "panel", "bitmask", "dense"})
-    if (format_ == name) return format_;
+  if (names_no_pattern(format_)) return format_;
   if (format_ == "n:m") return find_n_of_m(function, mask, rows, cols);
   if (const auto ratio = pair(format_, ':', 2)) {
     check_n_of_m(function, ratio->first, ratio->second, mask, rows, cols);

@@ -7,6 +7,8 @@
 
 namespace gossamer {
 
+// "auto", "csr", "panel", "bitmask" and "dense", which any matrix has.
+bool names_no_pattern(const std::string& format);
 // The format that is meant: one of "auto", "csr", "panel", "bitmask", "dense" as it is; "N:M", and "n:m" as the N:M
 // that is found, if the mask keeps at most N (for "n:m" exactly N) of every M consecutive elements of a row;
 // "bsr:RxC" if it keeps whole blocks. Throws for any other.

@@ -30,22 +30,8 @@ Array vector_of(const void* values, DType dtype, std::int64_t n) {
 
 // n values as another float type (int8 as the whole numbers that they are).
 void convert_values(const Array& from, DType dtype, void* to, std::int64_t n) {
-  const std::int64_t steps = (n + tile_size - 1) / tile_size;
-  const auto run = [&](std::int64_t step, auto&& f) { f(step * tile_size, std::min(tile_size, n - step * tile_size)); };
   if (from.dtype() == dtype && from.contiguous()) {
     if (n > 0) std::memcpy(to, from.data(), size_in_bytes(n, dtype));
-    return;
-  }
-  if (from.dtype() == DType::int8) {
-    const auto* numbers = reinterpret_cast<const std::int8_t*>(from.data());
-    dispatch(dtype, [&](auto zero) {
-      using T = decltype(zero);
-      parallel_for(steps, [&](std::int64_t step) {
-        run(step, [&](std::int64_t at, std::int64_t count) {
-          for (std::int64_t i = at; i < at + count; ++i) static_cast<T*>(to)[i] = static_cast<T>(numbers[i]);
-        });
-      });
-    });
     return;
   }
   dispatch_stored(dtype, [&](auto zero) {
@@ -54,18 +40,17 @@ void convert_values(const Array& from, DType dtype, void* to, std::int64_t n) {
       T values[tile_size];
     };
     PerWorker<Tile> scratch;
-    parallel_for(steps, scratch, [&](std::int64_t step, Tile& t) {
-      run(step, [&](std::int64_t at, std::int64_t count) {
+    for_all_tiles(1, n, scratch, [&](Tile& t, std::int64_t, std::int64_t at, std::int64_t count) {
+      T* part = static_cast<T*>(to) + at;
+      if (from.dtype() != DType::int8) {
         const T* v = from.load(0, at, count, t.values);
-        std::copy(v, v + count, static_cast<T*>(to) + at);
-      });
+        std::copy(v, v + count, part);
+      } else if constexpr (sizeof(T) >= 4) {
+        const auto* numbers = reinterpret_cast<const std::int8_t*>(from.data()) + at;
+        for (std::int64_t i = 0; i < count; ++i) part[i] = static_cast<T>(numbers[i]);
+      }
     });
   });
-}
-
-// Formats that any matrix has.
-bool names_no_pattern(const std::string& asked) {
-  return asked == "auto" || asked == "csr" || asked == "bitmask" || asked == "panel" || asked == "dense";
 }
 
 void check_scales(const char* function, const float* scales, std::int64_t rows, const Array& values) {
@@ -84,6 +69,15 @@ std::int64_t packed_size(std::int64_t rows, std::int64_t cols) {
   return rows * row_bytes(cols);
 }
 
+void copy_rows(const void* from, const Array& out) {
+  const Array to = out.moved();
+  dispatch_moved(to.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* rows = static_cast<const T*>(from);
+    for_rows(to.rows(), to.cols(), [&](std::int64_t r) { to.store(r, 0, to.cols(), rows + r * to.cols()); });
+  });
+}
+
 // --- structure -------------------------------------------------------------------------------------------------------
 
 Structure::Structure(std::int64_t rows_, std::int64_t cols_, std::unique_ptr<const std::vector<std::uint8_t>> mask)
@@ -95,7 +89,17 @@ Structure::Structure(std::int64_t rows_, std::int64_t cols_, std::vector<std::in
                      std::unique_ptr<const Lines<std::byte>> indices)
     : rows(rows_), cols(cols_), indptr_(std::move(indptr)), indices_(std::move(indices)) {}
 
-bool Structure::wide() const { return cols > std::numeric_limits<std::int32_t>::max(); }
+Structure::Structure(const CsrPattern& pattern)
+    : rows(pattern.rows), cols(pattern.cols), indptr_(pattern.indptr, pattern.indptr + pattern.rows + 1) {
+  auto made = std::make_unique<Bytes>(static_cast<std::size_t>(nnz()) * (wide() ? 8 : 4));
+  with_indices(pattern, [&](const auto* from) {
+    const auto copy = [&](auto* to) {
+      for (std::int64_t i = 0; i < nnz(); ++i) to[i] = static_cast<std::remove_pointer_t<decltype(to)>>(from[i]);
+    };
+    wide() ? copy(reinterpret_cast<std::int64_t*>(made->data())) : copy(reinterpret_cast<std::int32_t*>(made->data()));
+  });
+  indices_.set(std::move(made));
+}
 
 const std::uint8_t* Structure::mask() const {
   const auto& bits = mask_.get([&] {
@@ -124,7 +128,7 @@ const PanelPattern& Structure::panels() const {
 const Structure::Transposed& Structure::transposed() const {
   return transposed_.get([&] {
     std::vector<std::int64_t> starts(static_cast<std::size_t>(cols + 1)), order(static_cast<std::size_t>(nnz()));
-    const bool other_wide = rows > std::numeric_limits<std::int32_t>::max();
+    const bool other_wide = needs_wide(rows);
     auto indices = std::make_unique<Bytes>(static_cast<std::size_t>(nnz()) * (other_wide ? 8 : 4));
     transpose(csr(), starts.data(), indices->data(), other_wide, order.data());
     return Transposed{std::make_shared<const Structure>(cols, rows, std::move(starts), std::move(indices)),
@@ -175,8 +179,6 @@ std::unique_ptr<Matrix> Matrix::from_dense(const char* function, const Array& w,
   if (mask == nullptr) {
     nonzero_mask(w, bits->data());
   } else {
-    if (!padding_is_zero(mask, w.rows(), w.cols()))
-      value_error(format("%s: mask must have padding bits of 0, got others", function));
     std::copy(mask, mask + bytes, bits->begin());
   }
   const std::uint8_t* packed = bits->data();
@@ -237,14 +239,7 @@ void Matrix::to_dense(const char* function, const Array& out) const {
   void* to = out.data();
   if (!out.contiguous()) to = (whole = Bytes(size_in_bytes(rows() * cols(), dtype))).data();
   values_to_dense(structure_->mask(), rows(), cols(), structure_->indptr(), dtype, values, to);
-  if (out.contiguous()) return;
-  const std::int64_t shape[] = {rows(), cols()};
-  const Array from = Array(to, dtype, 2, shape, nullptr, "dense").moved(), into = out.moved();
-  dispatch_moved(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    for_rows(rows(), cols(),
-             [&](std::int64_t r) { into.store(r, 0, cols(), static_cast<const T*>(from.direct<T>(r, 0))); });
-  });
+  if (!out.contiguous()) copy_rows(to, out);
 }
 
 std::unique_ptr<Matrix> Matrix::with_values(const char* function, const Array& values) const {

@@ -28,6 +28,9 @@ class Lazy {
   Lazy(const Lazy&) = delete;
   Lazy& operator=(const Lazy&) = delete;
 
+  // Before others can see this.
+  void set(std::unique_ptr<const T> made) { made_.store(made.release()); }
+
   const T* peek() const { return made_.load(std::memory_order_acquire); }
   template <class Make>
   const T& get(Make&& make) const {
@@ -47,15 +50,17 @@ class Structure {
  public:
   struct Transposed;
 
-  // From a packed mask (bytes of it, padding zero), or from CSR indices, which have been checked.
+  // From a packed mask (bytes of it, padding zero), from CSR indices that are taken over, and from a copy of CSR's; all
+  // have been checked.
   Structure(std::int64_t rows, std::int64_t cols, std::unique_ptr<const std::vector<std::uint8_t>> mask);
   Structure(std::int64_t rows, std::int64_t cols, std::vector<std::int64_t> indptr,
             std::unique_ptr<const Lines<std::byte>> indices);
+  explicit Structure(const CsrPattern& pattern);
 
   const std::int64_t rows, cols;
   std::int64_t nnz() const { return indptr_.back(); }
   const std::int64_t* indptr() const { return indptr_.data(); }
-  bool wide() const;  // int64 indices
+  bool wide() const { return needs_wide(cols); }
   const std::uint8_t* mask() const;
   CsrPattern csr() const;
   const PanelPattern& panels() const;
@@ -76,6 +81,9 @@ struct Structure::Transposed {
   std::vector<std::int64_t> order;
 };
 
+// Elements that lie one after the other, row by row, to an array of the same shape and dtype.
+void copy_rows(const void* from, const Array& out);
+
 // rows * ceil(cols / 8); throws where there is no such memory.
 std::int64_t packed_size(std::int64_t rows, std::int64_t cols);
 
@@ -85,6 +93,7 @@ class Matrix {
   Matrix(const char* function, const char* argument, std::shared_ptr<const Structure> structure, const Array& values,
          DType dtype, const float* scales, const std::string& asked);
   // What `mask` keeps of w, or what is not zero.
+  // The mask has been checked.
   static std::unique_ptr<Matrix> from_dense(const char* function, const Array& w, const std::uint8_t* mask, DType dtype,
                                             const std::string& asked);
 

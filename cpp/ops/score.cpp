@@ -121,6 +121,19 @@ void check_outs_apart(const char* function, std::span<const Array> outs, std::sp
         value_error(format("%s: out must not share memory between two tensors, got some that do", function));
 }
 
+void check_score_outs(const char* function, std::span<const ScoreSource> sources, std::span<const Array> outs) {
+  std::vector<Array> weights, aux;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const ScoreSource& s = sources[i];
+    weights.push_back(s.weights);
+    aux.push_back(s.method != nullptr && s.method->uses_aux() ? s.aux : s.weights);
+    const Array inputs[] = {weights.back(), aux.back()};
+    check_out(function, outs[i], s.rows(), s.cols(), s.dtype(), inputs);
+  }
+  check_outs_apart(function, outs, weights);
+  check_outs_apart(function, outs, aux);
+}
+
 std::int64_t find_nan(const ScoreSource& source) {
   std::int64_t found = -1;
   dispatch(source.dtype(), [&](auto zero) {

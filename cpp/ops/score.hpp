@@ -136,4 +136,7 @@ void check_out(const char* function, const Array& out, std::int64_t rows, std::i
 // tensors must not read what it has already written.
 void check_outs_apart(const char* function, std::span<const Array> outs, std::span<const Array> inputs);
 
+// Both, for the outs of score().
+void check_score_outs(const char* function, std::span<const ScoreSource> sources, std::span<const Array> outs);
+
 }  // namespace gossamer
